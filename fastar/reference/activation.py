@@ -1,0 +1,71 @@
+"""The activations that layers and fused ops take by name.
+
+Each is defined by its PyTorch one-liner. `backward` gives the gradient of the input from the gradient of the output and
+one saved tensor: the output where the derivative can be written in terms of it, else the input (the pre-activation).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+APPLY: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda z: z,
+    "relu": torch.relu,
+    "elu": F.elu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+}
+
+# concat_elu doubles the channels, elu([z, -z]), so it is composed around an op instead of fused into one.
+NAMES = (*APPLY, "concat_elu")
+
+# The derivative of these cannot be had from the output alone: the pre-activation is kept for the backward.
+NEEDS_PREACTIVATION = frozenset({"gelu", "gelu_tanh", "silu"})
+
+
+def check(activation: str | None, argument: str = "activation") -> str:
+    """The name itself ("none" for None); ValueError with the list of names for an unknown one."""
+    if activation is None:
+        return "none"
+    if activation not in NAMES:
+        raise ValueError(f"{argument}: expected one of {', '.join(NAMES)}, got {activation!r}")
+    return activation
+
+
+def concat_elu(z: Tensor, dim: int) -> Tensor:
+    """elu([z, -z]) along `dim`, which doubles."""
+    return F.elu(torch.cat([z, -z], dim))
+
+
+def backward(activation: str, grad: Tensor, saved: Tensor) -> Tensor:
+    """grad * act'(z), from y = act(z), or from z for the names in NEEDS_PREACTIVATION."""
+    if activation == "none":
+        return grad
+    if activation == "relu":
+        return grad * (saved > 0)
+    if activation == "elu":
+        return torch.where(saved > 0, grad, grad * (saved + 1))
+    if activation == "tanh":
+        return grad * (1 - saved * saved)
+    if activation == "sigmoid":
+        return grad * saved * (1 - saved)
+    z = saved
+    if activation == "silu":
+        s = torch.sigmoid(z)
+        return grad * (s + z * s * (1 - s))
+    if activation == "gelu":
+        density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+        return grad * (0.5 * (1 + torch.erf(z / math.sqrt(2))) + z * density)
+    if activation == "gelu_tanh":
+        c = math.sqrt(2 / math.pi)
+        t = torch.tanh(c * (z + 0.044715 * z**3))
+        return grad * (0.5 * (1 + t) + 0.5 * z * (1 - t * t) * c * (1 + 3 * 0.044715 * z * z))
+    raise ValueError(f"activation: no fused backward for {activation!r}")
