@@ -1,16 +1,18 @@
 """Masked linear on the CPU: torch's own matrix products over the blocks that the mask leaves.
 
-For a triangular plan, rows and columns of the weight are gathered into sorted order (`_packed`), and each block of sorted
-output rows multiplies the prefix of sorted inputs that it can see. For a block plan each block of rows multiplies the span
-from its first to its last visible column. What is gathered is moved by native code: plain torch gathers of the weight cost
-as much as the products that are saved.
+For a triangular plan, rows and columns of the weight are gathered into sorted order (`_packed`), and each block of
+sorted output rows multiplies the prefix of sorted inputs that it can see. For a block plan each block of rows
+multiplies the span from its first to its last visible column. What is gathered is moved by native code: plain torch
+gathers of the weight cost as much as the products that are saved.
 
-Block sizes were chosen on a 2-core AVX-512 machine at 1024x4096x4096: 16 blocks for the forward and dx; with twice as many
-the products lose as much speed as the finer staircase saves, and dW, whose blocks are short and wide, wants only 8.
+Block sizes were chosen on a 2-core AVX-512 machine at 1024x4096x4096: 16 blocks for the forward and dx; with twice as
+many the products lose as much speed as the finer staircase saves, and dW, whose blocks are short and wide, wants
+only 8.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -124,7 +126,7 @@ def _column_blocks(spans: list[Span], columns: int) -> Iterator[tuple[slice, lis
     In a triangle that is one range, from the first row that reaches the piece to the last row.
     """
     edges = sorted({0, columns, *(s.low for s in spans), *(s.high for s in spans)})
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in itertools.pairwise(edges):
         rows: list[slice] = []
         for s in spans:
             if not (s.low <= begin and end <= s.high):
@@ -141,7 +143,7 @@ def _weight_gradient(sorted_grad: Tensor, x: Tensor, weight: Tensor, plan: MaskP
     sorted_out = _packed.empty(*weight.shape, dtype=weight.dtype)
     if plan.reach is None:
         sorted_out.zero_()
-    for span in _packed.spans(plan, *weight.shape, WEIGHT_GRADIENT_BLOCKS):
+    for span in _packed.spans(plan, weight.shape, WEIGHT_GRADIENT_BLOCKS):
         rows, columns = slice(span.begin, span.end), slice(span.low, span.high)
         torch.mm(sorted_grad[:, rows].T, sorted_x[:, columns], out=sorted_out[rows, columns])
     if plan.reach is not None:
@@ -155,6 +157,7 @@ def _weight_gradient(sorted_grad: Tensor, x: Tensor, weight: Tensor, plan: MaskP
     if plan.mask is not None:
         core().masked_copy(
             sorted_out.element_size(), sorted_out.data_ptr(), sorted_out.stride(0), plan.mask.data_ptr(),
-            plan.mask.stride(0), sorted_out.data_ptr(), sorted_out.stride(0), *sorted_out.shape, torch.get_num_threads(),
+            plan.mask.stride(0), sorted_out.data_ptr(), sorted_out.stride(0), *sorted_out.shape,
+            torch.get_num_threads(),
         )  # fmt: skip
     return sorted_out

@@ -1,15 +1,15 @@
-"""Packed copies of masked weights on the CPU: the visible blocks, in sorted order, redone only when the weight changed.
+"""Packed copies of masked weights on the CPU: what is visible, in sorted order, redone only when the weight changed.
 
-A packed copy lives as long as its weight. Whether it is current is decided by a fingerprint of the weight's memory, read
-at the speed of memory: version counters are not raised by writes through `.data`, so a copy keyed by them goes stale
-without a sign. The copy takes as much memory as the visible part of the weight, about half of it for a triangle.
+A packed copy lives as long as its weight. Whether it is current is decided by a fingerprint of the weight's memory,
+read at the speed of memory: version counters are not raised by writes through `.data`, so a copy keyed by them goes
+stale without a sign. It takes as much memory as the visible part of the weight, about half of it for a triangle.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,14 +20,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fastar.native import core
 from fastar.ops.mask_plan import BLOCK, EMPTY, MaskPlan
 
-
-HUGE = 8 << 20
+# Smaller buffers come out of memory that malloc has kept, already faulted in.
+HUGE_BYTES = 8 << 20
 
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-    """``torch.empty`` on the CPU, on huge pages where it is large: faulting small ones in costs more than filling them."""
+    """``torch.empty``, on huge pages where it is large: faulting small ones in costs more than filling them."""
     out = torch.empty(shape, dtype=dtype)
-    if out.nbytes >= HUGE:
+    if out.nbytes >= HUGE_BYTES:
         core().prefer_huge_pages(out.data_ptr(), out.nbytes)
     return out
 
@@ -41,8 +41,9 @@ class Span(NamedTuple):
     high: int
 
 
-def spans(plan: MaskPlan, rows: int, columns: int, blocks: int) -> list[Span]:
+def spans(plan: MaskPlan, shape: Sequence[int], blocks: int) -> list[Span]:
     """The rows in about `blocks` blocks of at least 2 * BLOCK, each with the columns that any of its rows sees."""
+    rows, columns = shape
     step = max(2 * BLOCK, -(-rows // (blocks * BLOCK)) * BLOCK)
     edges = [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
     if plan.reach is not None:
@@ -102,7 +103,7 @@ def _update(packed: _Packed, weight: Tensor, plan: MaskPlan, blocks: int) -> Non
         return
     if not same_plan or packed.source[:2] != source[:2]:
         packed.plan = plan
-        packed.spans = spans(plan, *weight.shape, blocks)
+        packed.spans = spans(plan, weight.shape, blocks)
         packed.matrix = empty(*weight.shape, dtype=weight.dtype)
     for span in packed.spans:
         _pack(span, packed.matrix[span.begin : span.end, span.low : span.high], weight, plan, threads)

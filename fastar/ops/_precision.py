@@ -11,4 +11,4 @@ def allow_tf32() -> bool:
     Both of torch's ways to say so, `allow_tf32` (also through `set_float32_matmul_precision`) and the newer
     `fp32_precision`, show in `fp32_precision`; reading `allow_tf32` raises once the newer one was used.
     """
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return str(torch.backends.cuda.matmul.fp32_precision) == "tf32"
