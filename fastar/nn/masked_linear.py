@@ -109,12 +109,11 @@ class MaskedLinear(nn.Module):
     def _connect(
         self, mask: Tensor | None, in_degrees: Tensor | None, out_degrees: Tensor | None, strict: bool
     ) -> None:
-        plan = plan_of(self.weight.shape, mask=mask, in_degrees=in_degrees, out_degrees=out_degrees, strict=strict).to(
-            self.weight.device
-        )
         # The plan's tensors and the degrees are no buffers: they are made, not learned, and `to_empty` on a layer
         # that was built on the meta device must not wipe them.
-        self.plan = plan
+        self.plan = self._beside_weight(
+            plan_of(self.weight.shape, mask=mask, in_degrees=in_degrees, out_degrees=out_degrees, strict=strict)
+        )
         self.mask = None if mask is None else mask.detach().clone().to(self.weight.device)
         self.in_degrees = None if in_degrees is None else in_degrees.detach().clone()
         self.out_degrees = None if out_degrees is None else out_degrees.detach().clone()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _autocast, _library, _masked_linear_cpu, _precision, _triton, mask_plan
+from fastar.ops import _autocast, _library, _masked_linear_cpu, _triton, mask_plan
 from fastar.ops.mask_plan import MaskPlan
 from fastar.reference import activation as activations
 from fastar.reference.masked_linear import masked_linear as reference
@@ -162,7 +162,7 @@ def _triton_forward(
 ) -> tuple[Tensor, Tensor]:
     from fastar.kernels import masked_linear as kernels
 
-    y, z = kernels.forward(x, weight, bias, *plan.tensors(), activation, keep_preactivation, _precision.allow_tf32())
+    y, z = kernels.forward(x, weight, bias, *plan.tensors(), activation, keep_preactivation, _triton.allow_tf32())
     return y, z
 
 
@@ -178,7 +178,7 @@ def _triton_backward(
     from fastar.kernels import masked_linear as kernels
 
     grad_x, grad_weight, grad_bias = kernels.backward(
-        grad, x, weight, saved, *plan.tensors(), activation, needs, _precision.allow_tf32()
+        grad, x, weight, saved, *plan.tensors(), activation, needs, _triton.allow_tf32()
     )
     return grad_x, grad_weight, grad_bias
 
