@@ -5,5 +5,6 @@ from fastar import _identity
 _identity.require()
 
 from fastar.ops.masked_linear import masked_linear  # noqa: E402
+from fastar.ops.nade import nade, nade_log_prob  # noqa: E402
 
-__all__ = ["masked_linear"]
+__all__ = ["masked_linear", "nade", "nade_log_prob"]
