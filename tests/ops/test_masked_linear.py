@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastar import _dispatch
-from fastar.ops import masked_linear
+from fastar.ops import _masked_linear_cpu, _packed, masked_linear
 from fastar.ops.mask_plan import MaskPlan
 from fastar.ops.masked_linear import plan_of
 from fastar.reference import activation as activations
@@ -25,6 +25,12 @@ from fastar.reference.masked_linear import masked_linear as reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 FUSED = list(activations.APPLY)
+
+
+@pytest.fixture(autouse=True, params=["blocks", "whole"])
+def _small_weights(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs on the sorted blocks and on the whole masked weight, whatever its sizes."""
+    monkeypatch.setattr(_masked_linear_cpu, "SMALL", 0 if request.param == "blocks" else 1 << 62)
 
 
 def degrees(size: int, top: int, generator: torch.Generator) -> Tensor:
@@ -222,9 +228,8 @@ def test_one_weight_under_two_masks() -> None:
             close(masked_linear(x, weight, plan=plan), F.linear(x, weight * mask), rtol=1e-5, atol=1e-4)
 
 
-def test_packed_copies_go_with_their_weight() -> None:
-    from fastar.ops import _packed
-
+def test_packed_copies_go_with_their_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_masked_linear_cpu, "SMALL", 0)
     before = len(_packed._PACKED)
     weight = torch.randn(200, 200)
     masked_linear(torch.randn(3, 200), weight, in_degrees=torch.arange(200), out_degrees=torch.arange(200))
