@@ -21,7 +21,7 @@ totals; its sums per block of rows 1/32 each for W and V; a segment 1/32. No sum
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import triton
@@ -34,8 +34,11 @@ from fastar.kernels import _activation, _launch
 # Rows whose partial sums exist at one time: a larger batch goes through in parts.
 _BATCH_PART = 2048
 
+# Blocks of rows that one program of the backward takes one after another.
+_PARTS = 2
 
-@triton.jit
+
+@triton.jit(do_not_specialize=["first_chunk", "last_step"])
 def forward_kernel(
     x,
     weight,
@@ -102,7 +105,7 @@ def forward_kernel(
         tl.store(log_prob + chunk * B + rows, total, mask=b < B)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_chunk", "last_step"])
 def backward_kernel(
     x,
     weight,
@@ -121,6 +124,7 @@ def backward_kernel(
     H,
     CHUNK: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
@@ -128,54 +132,65 @@ def backward_kernel(
 
     Either grad [B, D], of logits, with readout [D, H], or units [steps from first_chunk on, B, H], which hold the
     gradients of the hidden units and get their values. grad_x [H blocks, B, D] or None; grad_weight and grad_readout
-    [B blocks, D, H]; ends [chunks, B, H].
+    [programs along B, D, H]; ends [chunks, B, H].
+
+    PARTS blocks of rows go one after another: 32 rows at once would take all registers, and half as many rows for each
+    partial sum twice the memory.
     """
-    b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     chunk = (first_chunk + tl.program_id(1)).to(tl.int64)
     h = tl.program_id(2) * BLOCK_H + tl.arange(0, BLOCK_H)
-    inside = (b < B)[:, None] & (h < H)[None, :]
-    rows = b.to(tl.int64)
-    at = rows[:, None] * H + h[None, :]
-    end = ends + chunk * B * H + at
-    a = tl.load(end, mask=inside, other=0.0)
-    s = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     first = chunk * CHUNK
     steps = tl.minimum(CHUNK, last_step - first)
     last = first + steps - 1
-    x += rows * D + last
-    weight += last * H + h
-    grad_weight += (tl.program_id(0).to(tl.int64) * D + last) * H + h
-    if grad_x is not None:
-        grad_x += tl.program_id(2).to(tl.int64) * B * D + rows * D + last
-    if readout is not None:
-        readout += last * H + h
-        grad += rows * D + last
-        grad_readout += (tl.program_id(0).to(tl.int64) * D + last) * H + h
-    else:
-        units += (last - first_chunk * CHUNK) * B * H + at
-    for back in range(steps):
-        value = tl.load(x - back, mask=b < B, other=0.0).to(tl.float32)
-        w = tl.load(weight, mask=h < H, other=0.0).to(tl.float32)
-        tl.store(grad_weight, tl.sum(value[:, None] * s, 0), mask=h < H)
-        weight -= H
-        grad_weight -= H
+    sums = (tl.program_id(0).to(tl.int64) * D + last) * H + h
+    for part in range(PARTS):
+        b = (tl.program_id(0) * PARTS + part) * BLOCK_B + tl.arange(0, BLOCK_B)
+        inside = (b < B)[:, None] & (h < H)[None, :]
+        rows = b.to(tl.int64)
+        at = rows[:, None] * H + h[None, :]
+        end = ends + chunk * B * H + at
+        a = tl.load(end, mask=inside, other=0.0)
+        s = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
+        x_now = x + rows * D + last
+        w_now = weight + last * H + h
+        dw_now = grad_weight + sums
         if grad_x is not None:
-            tl.store(grad_x - back, tl.sum(s * w[None, :], 1), mask=b < B)
-        a -= value[:, None] * w[None, :]
-        unit = _activation.apply(a, ACTIVATION)
-        slope = _activation.derivative(unit, ACTIVATION)
+            dx_now = grad_x + tl.program_id(2).to(tl.int64) * B * D + rows * D + last
         if readout is not None:
-            v = tl.load(readout, mask=h < H, other=0.0).to(tl.float32)
-            g = tl.load(grad - back, mask=b < B, other=0.0).to(tl.float32)
-            tl.store(grad_readout, tl.sum(g[:, None] * unit, 0), mask=h < H)
-            readout -= H
-            grad_readout -= H
-            s += g[:, None] * v[None, :] * slope
+            v_now = readout + last * H + h
+            g_now = grad + rows * D + last
+            dv_now = grad_readout + sums
         else:
-            s += tl.load(units, mask=inside, other=0.0).to(tl.float32) * slope
-            tl.store(units, unit.to(units.dtype.element_ty), mask=inside)
-            units -= stride_step
-    tl.store(end, s, mask=inside)
+            unit_now = units + (last - first_chunk * CHUNK) * B * H + at
+        # The sums of this program's first rows are what its next rows add to.
+        again = (h < H) & (part > 0)
+        for back in range(steps):
+            value = tl.load(x_now - back, mask=b < B, other=0.0).to(tl.float32)
+            w = tl.load(w_now, mask=h < H, other=0.0).to(tl.float32)
+            dw = tl.sum(value[:, None] * s, 0) + tl.load(dw_now, mask=again, other=0.0)
+            tl.store(dw_now, dw, mask=h < H)
+            w_now -= H
+            dw_now -= H
+            if grad_x is not None:
+                tl.store(dx_now - back, tl.sum(s * w[None, :], 1), mask=b < B)
+            a -= value[:, None] * w[None, :]
+            unit = _activation.apply(a, ACTIVATION)
+            slope = _activation.derivative(unit, ACTIVATION)
+            if readout is not None:
+                v = tl.load(v_now, mask=h < H, other=0.0).to(tl.float32)
+                g = tl.load(g_now - back, mask=b < B, other=0.0).to(tl.float32)
+                dv = tl.sum(g[:, None] * unit, 0) + tl.load(dv_now, mask=again, other=0.0)
+                tl.store(dv_now, dv, mask=h < H)
+                v_now -= H
+                dv_now -= H
+                s += g[:, None] * v[None, :] * slope
+            else:
+                s += tl.load(unit_now, mask=inside, other=0.0).to(tl.float32) * slope
+                tl.store(unit_now, unit.to(units.dtype.element_ty), mask=inside)
+                unit_now -= stride_step
+        tl.store(end, s, mask=inside)
+        # What these rows wrote is read with the next.
+        tl.debug_barrier()
 
 
 class _Walk:
@@ -362,9 +377,8 @@ def _backward_part(
     """Add a part of the batch to the gradients of W^T, V and c, and write its gradient of x."""
     B, D = x.shape
     H, K = weight.shape[0], readout.shape[1]
-    # 32 rows keep the sums per block of rows, of both W and V, below 1/16 of B x D x H.
-    BLOCK_B, BLOCK_H, least = _blocks(x, H, 32, 128, 32)
-    b_blocks, h_blocks = triton.cdiv(B, BLOCK_B), triton.cdiv(H, BLOCK_H)
+    BLOCK_B, BLOCK_H, least = _blocks(x, H, 16, 128, 32)
+    b_blocks, h_blocks = triton.cdiv(B, _PARTS * BLOCK_B), triton.cdiv(H, BLOCK_H)
     walk = _Walk(x, weight, readout, hidden_bias, order, b_blocks * h_blocks, least)
     partial_x = walk.states.new_empty(h_blocks, B, D) if grad_x is not None else None
     partial_weight = walk.states.new_empty(b_blocks, D, H)
@@ -386,6 +400,7 @@ def _backward_part(
         "H": H,
         "CHUNK": walk.chunk,
         "ACTIVATION": activation,
+        "PARTS": _PARTS,
         "BLOCK_B": BLOCK_B,
         "BLOCK_H": BLOCK_H,
     }
@@ -427,3 +442,35 @@ def _backward_part(
         to_x = torch.bmm(after[:-1], walk.weight_by_chunk[:-1].flip(0).transpose(1, 2)).flip(0)
         step_x[:, :known] += to_x.transpose(0, 1).reshape(B, known)
         grad_x.copy_(walk.to_positions(step_x, 1))
+
+
+def compile_cases() -> Iterator[tuple[str, Callable[[], None]]]:
+    """Calls on meta tensors which between them launch every kernel, in every dtype and form."""
+
+    def case(dtype: torch.dtype, hidden: int, params: int, activation: str, orders: bool) -> Callable[[], None]:
+        def call() -> None:
+            B, D = 1024, 784 if params == 1 else 64
+
+            def empty(*shape: int) -> Tensor:
+                return torch.empty(shape, dtype=dtype, device="meta")
+
+            order = torch.empty(D, dtype=torch.int64, device="meta") if orders else None
+            x, weight, readout = empty(B, D), empty(hidden, D), empty(D, params, hidden)
+            model = (weight, readout, empty(hidden))
+            forward(x, *model, empty(D, params), order, activation, True, params == 1)
+            forward(x, *model, empty(D, params), order, activation, params > 1, params == 1)
+            for need_x in (False, True):
+                backward(empty(B, D, params), None, None, x, *model, order, activation, need_x)
+
+        return call
+
+    for dtype, hidden, params, activation, orders in (
+        (torch.float32, 500, 1, "sigmoid", False),
+        (torch.bfloat16, 500, 1, "tanh", True),
+        (torch.float16, 1000, 1, "relu", False),
+        (torch.bfloat16, 512, 256, "sigmoid", True),
+        (torch.float32, 500, 30, "relu", False),
+        (torch.float16, 33, 2, "tanh", False),
+    ):
+        name = f"{str(dtype).removeprefix('torch.')}, H={hidden}, K={params}, {activation}"
+        yield name, case(dtype, hidden, params, activation, orders)

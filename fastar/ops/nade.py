@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _library, _nade_cpu, _triton
-from fastar.reference import activation as activations
-from fastar.reference import nade as reference
+from fastar.ops import _autocast, _library, _nade_cpu, _nade_dense, _triton
 
 ACTIVATIONS = ("sigmoid", "relu", "tanh")
 
@@ -42,7 +40,7 @@ def nade(
     `order` is a permutation is checked on the CPU only: on a GPU a check would wait for the device.
     """
     arguments = _prepare(x, weight, readout, hidden_bias, bias, activation, order)
-    out, _ = _forward_op(*arguments, order, activation, True, False)
+    out: Tensor = _forward_op(*arguments, order, activation, True, False)[0]
     return out
 
 
@@ -109,71 +107,15 @@ def _prepare(
         _checks.shape("order", order, [dim])
         _checks.same_device("order", order, "x", x)
     check_activation(activation)
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        # As torch's own products do: everything but float64 goes to autocast's dtype.
-        target = torch.get_autocast_dtype(kind)
-        return tuple(
-            t if torch.float64 in {one.dtype for one in named.values()} else t.to(target) for t in named.values()
-        )
+    # As torch's own products do: everything but float64 goes to autocast's dtype.
+    target = _autocast.target(x.device)
+    if target is not None:
+        wide = any(tensor.dtype == torch.float64 for tensor in named.values())
+        return tuple(named.values()) if wide else tuple(tensor.to(target) for tensor in named.values())
     for name, tensor in named.items():
         if tensor.dtype != x.dtype:
             raise TypeError(f"{name}: expected the dtype of x, {x.dtype}, got {tensor.dtype}")
     return tuple(named.values())
-
-
-def _reference_forward(
-    x: Tensor,
-    weight: Tensor,
-    readout: Tensor,
-    hidden_bias: Tensor,
-    bias: Tensor,
-    order: Tensor | None,
-    activation: str,
-    parameters: bool,
-    log_prob: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    if log_prob and x.device.type == "cpu" and not ((x >= 0) & (x <= 1)).all():
-        raise ValueError(f"x: expected values in [0, 1] for a Bernoulli, got values in [{x.min()}, {x.max()}]")
-    out = reference.nade(x, weight, readout, hidden_bias, bias, activation, order)
-    return out if parameters else None, reference.bernoulli_log_prob(out[..., 0], x) if log_prob else None
-
-
-def _reference_backward(
-    grad: Tensor | None,
-    grad_log_prob: Tensor | None,
-    out: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    readout: Tensor,
-    hidden_bias: Tensor,
-    order: Tensor | None,
-    activation: str,
-    need_x: bool,
-) -> tuple[Tensor | None, ...]:
-    if grad_log_prob is not None:
-        assert out is not None
-        grad_logits = grad_log_prob[:, None, None] * (x[..., None] - torch.sigmoid(out))
-        grad = grad_logits if grad is None else grad + grad_logits
-    assert grad is not None
-    grad = grad.to(x.dtype)
-    h = activations.APPLY[activation](reference.states(x, weight, hidden_bias, order))
-    grad_a = activations.backward(activation, torch.einsum("bdk,dkh->bdh", grad, readout), h)
-    steps = torch.arange(x.shape[1], device=x.device) if order is None else order.long()
-    in_order = grad_a[:, steps]
-    # What all later positions say of a: the sum from a position on, without its own.
-    later = (in_order.flip(1).cumsum(1).flip(1) - in_order)[:, torch.argsort(steps)]
-    grad_x = torch.einsum("bdh,hd->bd", later, weight) if need_x else None
-    if grad_x is not None and grad_log_prob is not None and out is not None:
-        # In log p, x_i also multiplies its own logit.
-        grad_x = grad_x + grad_log_prob[:, None] * out[..., 0]
-    return (
-        grad_x,
-        torch.einsum("bdh,bd->hd", later, x),
-        torch.einsum("bdk,bdh->dkh", grad, h),
-        grad_a.sum((0, 1)),
-        grad.sum(0),
-    )
 
 
 def _triton_forward(
@@ -222,7 +164,7 @@ _dispatch.register(
     [
         _dispatch.Implementation("triton", _triton.why_not, _triton_forward, _triton_backward),
         _dispatch.Implementation("cpu", _nade_cpu.declines, _nade_cpu.forward, _nade_cpu.backward),
-        _dispatch.Implementation("reference", _never, _reference_forward, _reference_backward),
+        _dispatch.Implementation("reference", _never, _nade_dense.forward, _nade_dense.backward),
     ],
 )
 
