@@ -179,6 +179,23 @@ void add_unit(const Slice& slice, float* p, int v, Floats value, bool first) {
     store_upto(p + v * kLanes, value, left);
 }
 
+// Sums over the rows of a group are split, so that they round less often one upon the other: into interleaved parts
+// where the chain of additions is what bounds the loop, else into runs.
+constexpr int kParts = 4;
+constexpr int kRun = kNadeGroup / kParts;
+
+// Calls add(part, i) for i < count, and adds up the parts.
+template <typename Add>
+Floats summed(std::int64_t count, Add add) {
+    Floats part[kParts] = {};
+    std::int64_t i = 0;
+    for (; i + kParts <= count; i += kParts) {
+        for (int p = 0; p < kParts; ++p) add(part[p], i + p);
+    }
+    for (; i < count; ++i) add(part[0], i);
+    return (part[0] + part[1]) + (part[2] + part[3]);
+}
+
 // dW += x s and a -= x w, h = act(a), for the rows whose x is not 0.
 template <NadeActivation kActivation>
 void step_back(const Slice& slice, const float* w, const float* x, const std::uint8_t* active, int count, float* grad_w,
@@ -186,13 +203,18 @@ void step_back(const Slice& slice, const float* w, const float* x, const std::ui
     for (int v = 0; v < kSliceVectors; ++v) {
         const Floats weight = load(w + v * kLanes);
         Floats total = splat(0.0f);
-        for (int i = 0; i < count; ++i) {
-            const std::int64_t at = active[i] * kNadeSlice + v * kLanes;
-            const Floats value = splat(x[active[i]]);
-            total = fma(value, load(slice.s + at), total);
-            const Floats before = fnma(value, weight, load(slice.a + at));
-            store(slice.a + at, before);
-            store(slice.h + at, activate<kActivation>(before));
+        for (int begin = 0; begin < count; begin += kRun) {
+            const int end = begin + kRun < count ? begin + kRun : count;
+            Floats run = splat(0.0f);
+            for (int i = begin; i < end; ++i) {
+                const std::int64_t at = active[i] * kNadeSlice + v * kLanes;
+                const Floats value = splat(x[active[i]]);
+                run = fma(value, load(slice.s + at), run);
+                const Floats before = fnma(value, weight, load(slice.a + at));
+                store(slice.a + at, before);
+                store(slice.h + at, activate<kActivation>(before));
+            }
+            total = total + run;
         }
         store(grad_w + v * kLanes, first ? total : load(grad_w + v * kLanes) + total);
     }
@@ -203,14 +225,13 @@ template <NadeActivation kActivation>
 void gather_one(const Slice& slice, std::int64_t rows, const float* v, const float* g, float* grad_v, bool first) {
     for (int i = 0; i < kSliceVectors; ++i) {
         const Floats readout = load_unit(slice, v, i);
-        Floats total = splat(0.0f);
-        for (std::int64_t r = 0; r < rows; ++r) {
+        const Floats total = summed(rows, [&](Floats& part, std::int64_t r) {
             const std::int64_t at = r * kNadeSlice + i * kLanes;
             const Floats grad = splat(g[r]);
             const Floats h = load(slice.h + at);
-            total = fma(grad, h, total);
+            part = fma(grad, h, part);
             store(slice.s + at, fma(grad * readout, slope<kActivation>(h), load(slice.s + at)));
-        }
+        });
         add_unit(slice, grad_v, i, total, first);
     }
 }
@@ -235,9 +256,14 @@ void collect_tile(const Slice& slice, std::int64_t rows, std::int64_t k, std::in
                   const float* g, float* grad_v, bool first) {
     for (int i = 0; i < kSliceVectors; ++i) {
         Floats total[kParams] = {};
-        for (std::int64_t r = 0; r < rows; ++r) {
-            const Floats h = load(slice.h + r * kNadeSlice + i * kLanes);
-            for (int j = 0; j < kParams; ++j) total[j] = fma(splat(g[r * params + k + j]), h, total[j]);
+        for (std::int64_t begin = 0; begin < rows; begin += kRun) {
+            Floats run[kParams] = {};
+            const std::int64_t end = begin + kRun < rows ? begin + kRun : rows;
+            for (std::int64_t r = begin; r < end; ++r) {
+                const Floats h = load(slice.h + r * kNadeSlice + i * kLanes);
+                for (int j = 0; j < kParams; ++j) run[j] = fma(splat(g[r * params + k + j]), h, run[j]);
+            }
+            for (int j = 0; j < kParams; ++j) total[j] = total[j] + run[j];
         }
         for (int j = 0; j < kParams; ++j) add_unit(slice, grad_v + (k + j) * hidden, i, total[j], first);
     }
@@ -334,8 +360,9 @@ void backward(const NadeBackward& b, std::int64_t begin, std::int64_t end, float
             }
             for (int v = 0; v < kSliceVectors; ++v) {
                 float* const out = b.grad_hidden_bias + unit + v * kLanes;
-                Floats total = splat(0.0f);
-                for (std::int64_t r = 0; r < rows; ++r) total = total + load(slice.s + r * kNadeSlice + v * kLanes);
+                const Floats total = summed(rows, [&](Floats& part, std::int64_t r) {
+                    part = part + load(slice.s + r * kNadeSlice + v * kLanes);
+                });
                 store(out, load(out) + total);
             }
         }
