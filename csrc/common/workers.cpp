@@ -50,7 +50,7 @@ class Pool {
   private:
     void take_pieces(const Job& job) {
         for (std::size_t i = next_.fetch_add(1); i < job.pieces; i = next_.fetch_add(1)) {
-            (*job.body)(job.count * i / job.pieces, job.count * (i + 1) / job.pieces);
+            (*job.body)(job.count* i / job.pieces, job.count * (i + 1) / job.pieces);
         }
     }
 
@@ -105,7 +105,8 @@ void parallel_for(std::size_t count, std::size_t grain, int threads,
         body(0, count);
         return;
     }
-    // Four pieces a worker: one that starts late, or shares its core with a spinning thread of another pool, takes fewer.
+    // Four pieces a worker: one that starts late, or shares its core with a spinning thread of another pool, takes
+    // fewer.
     const std::size_t pieces = std::min(most, workers * 4);
     pool().run({&body, count, pieces}, static_cast<int>(workers) - 1);
 }

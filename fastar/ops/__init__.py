@@ -1,0 +1,9 @@
+"""Fused ops, one file each: the equation, the checks of arguments, and the registration with torch.library."""
+
+from fastar import _identity
+
+_identity.require()
+
+from fastar.ops.masked_linear import masked_linear  # noqa: E402
+
+__all__ = ["masked_linear"]

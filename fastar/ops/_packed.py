@@ -1,0 +1,130 @@
+"""Packed copies of masked weights on the CPU: the visible blocks, in sorted order, redone only when the weight changed.
+
+A packed copy lives as long as its weight. Whether it is current is decided by a fingerprint of the weight's memory, read
+at the speed of memory: version counters are not raised by writes through `.data`, so a copy keyed by them goes stale
+without a sign. The copy takes as much memory as the visible part of the weight, about half of it for a triangle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from fastar.native import core
+from fastar.ops.mask_plan import BLOCK, EMPTY, MaskPlan
+
+
+HUGE = 8 << 20
+
+
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    """``torch.empty`` on the CPU, on huge pages where it is large: faulting small ones in costs more than filling them."""
+    out = torch.empty(shape, dtype=dtype)
+    if out.nbytes >= HUGE:
+        core().prefer_huge_pages(out.data_ptr(), out.nbytes)
+    return out
+
+
+class Span(NamedTuple):
+    """Rows [begin, end) of the sorted weight see columns [low, high) and nothing outside."""
+
+    begin: int
+    end: int
+    low: int
+    high: int
+
+
+def spans(plan: MaskPlan, rows: int, columns: int, blocks: int) -> list[Span]:
+    """The rows in about `blocks` blocks of at least 2 * BLOCK, each with the columns that any of its rows sees."""
+    step = max(2 * BLOCK, -(-rows // (blocks * BLOCK)) * BLOCK)
+    edges = [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+    if plan.reach is not None:
+        reach = plan.reach.tolist()
+        return [Span(begin, end, 0, reach[end - 1]) for begin, end in edges]
+    if plan.block_map is None:
+        return [Span(0, rows, 0, columns)] if rows else []
+    found = []
+    for begin, end in edges:
+        seen = (plan.block_map[begin // BLOCK : -(-end // BLOCK)] != EMPTY).any(0).nonzero()
+        low, high = (int(seen[0]) * BLOCK, min(columns, (int(seen[-1]) + 1) * BLOCK)) if seen.numel() else (0, 0)
+        found.append(Span(begin, end, low, high))
+    return found
+
+
+@dataclass
+class _Packed:
+    """One weight's packed blocks and what they were made from."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    plan: MaskPlan | None = None
+    source: tuple[object, ...] = ()
+    spans: list[Span] = field(default_factory=list)
+    matrix: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+
+
+_PACKED: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_PACKED_LOCK = threading.Lock()
+
+
+@contextlib.contextmanager
+def obtain(weight: Tensor, plan: MaskPlan, blocks: int) -> Iterator[tuple[list[Span], Tensor]]:
+    """The spans and the sorted weight, current, and safe from being packed anew until the block of code ends.
+
+    Of the sorted weight only what the spans cover is written; the rest is memory that was never touched.
+    """
+    if plan.reach is None and plan.mask is None:
+        yield [Span(0, weight.shape[0], 0, weight.shape[1])], weight
+        return
+    with _PACKED_LOCK:
+        packed = _PACKED.get(weight)
+        if packed is None:
+            packed = _PACKED[weight] = _Packed()
+    with packed.lock:
+        _update(packed, weight.detach().contiguous(), plan, blocks)
+        yield packed.spans, packed.matrix
+
+
+def _update(packed: _Packed, weight: Tensor, plan: MaskPlan, blocks: int) -> None:
+    threads = torch.get_num_threads()
+    print_of_weight = core().fingerprint(weight.data_ptr(), weight.numel() * weight.element_size(), threads)
+    source = (weight.dtype, weight.shape, print_of_weight)
+    same_plan = packed.plan is not None and all(
+        ours is theirs for ours, theirs in zip(packed.plan.tensors(), plan.tensors(), strict=True)
+    )
+    if same_plan and packed.source == source:
+        return
+    if not same_plan or packed.source[:2] != source[:2]:
+        packed.plan = plan
+        packed.spans = spans(plan, *weight.shape, blocks)
+        packed.matrix = empty(*weight.shape, dtype=weight.dtype)
+    for span in packed.spans:
+        _pack(span, packed.matrix[span.begin : span.end, span.low : span.high], weight, plan, threads)
+    packed.source = source
+
+
+def _pack(span: Span, block: Tensor, weight: Tensor, plan: MaskPlan, threads: int) -> None:
+    if block.numel() == 0:
+        return
+    size = weight.element_size()
+    if plan.mask is not None:
+        part, mask = weight[span.begin :, span.low :], plan.mask[span.begin :, span.low :]
+        core().masked_copy(
+            size, part.data_ptr(), part.stride(0), mask.data_ptr(), mask.stride(0), block.data_ptr(), block.stride(0),
+            *block.shape, threads,
+        )  # fmt: skip
+        return
+    assert plan.reach is not None
+    rows = None if plan.row_order is None else plan.row_order[span.begin :]
+    source = weight[span.begin :] if rows is None else weight
+    core().gather(
+        size, source.data_ptr(), weight.stride(0), 0 if rows is None else rows.data_ptr(),
+        0 if plan.column_order is None else plan.column_order.data_ptr(), plan.reach[span.begin :].data_ptr(), False,
+        block.data_ptr(), block.stride(0), *block.shape, threads,
+    )  # fmt: skip
