@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/executor/kernels.h"
+
 namespace fastar::cpu {
 
 // A gather of rows and columns out of a row-major matrix, see gather.h. Elements are moved as bits.
@@ -39,6 +41,7 @@ struct KernelTable {
     void (*masked_copy_32)(const MaskedCopyArguments<std::uint32_t>&, std::int64_t begin, std::int64_t end);
     // A 64-bit hash of `words` 64-bit words; see fingerprint.h.
     std::uint64_t (*hash)(const std::uint64_t* data, std::size_t words, std::uint64_t seed);
+    ExecutorKernels executor;
 };
 
 }  // namespace fastar::cpu

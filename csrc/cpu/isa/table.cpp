@@ -1,4 +1,5 @@
 // The table of this vector level. Only dispatch.cpp refers to it.
+#include "cpu/isa/executor.h"
 #include "cpu/isa/gather.h"
 #include "cpu/kernel_table.h"
 
@@ -12,6 +13,22 @@ const KernelTable table{
     .masked_copy_16 = masked_copy<std::uint16_t>,
     .masked_copy_32 = masked_copy<std::uint32_t>,
     .hash = hash,
+    .executor =
+        {
+            .matrix = matrix,
+            .unary = unary,
+            .clamp = clamp,
+            .add = add,
+            .multiply = multiply,
+            .gate = gate,
+            .norm = norm,
+            .cell = cell,
+            .attention = attention,
+            .accumulate = accumulate,
+            .accumulate_dot = accumulate_dot,
+            .largest = largest,
+            .exponentials = exponentials,
+        },
 };
 
 }  // namespace fastar::cpu::FASTAR_ISA

@@ -1,0 +1,60 @@
+// The executor's own threads: they spin while a run is under way and sleep between runs.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace fastar::cpu {
+
+// Tells the core that this is a waiting loop; gives the core away after a while, since whoever is waited for may need
+// it: on a machine with more threads than cores, spinning on would hold up the very thread that is waited for.
+class Spin {
+  public:
+    void operator()() {
+        if (++turns_ < kTurnsBeforeYield) {
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+        } else {
+            std::this_thread::yield();
+        }
+    }
+
+    int turns() const { return turns_; }
+
+  private:
+    static constexpr int kTurnsBeforeYield = 4000;
+    int turns_ = 0;
+};
+
+class Team {
+  public:
+    explicit Team(int threads);
+    ~Team();
+    Team(const Team&) = delete;
+    Team& operator=(const Team&) = delete;
+
+    int size() const { return static_cast<int>(workers_.size()) + 1; }
+
+    // Calls body(i) for i in [0, size()), each on its own thread, 0 on the caller's, and returns when all are done.
+    // body must not throw.
+    void run(const std::function<void(int)>& body);
+
+  private:
+    void serve(int number);
+
+    std::vector<std::thread> workers_;
+    const std::function<void(int)>* body_ = nullptr;
+    alignas(64) std::atomic<std::uint64_t> started_{0};
+    alignas(64) std::atomic<int> busy_{0};
+    std::atomic<bool> stopping_{false};
+    std::mutex mutex_;
+    std::condition_variable wake_;
+};
+
+}  // namespace fastar::cpu
