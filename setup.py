@@ -15,8 +15,10 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+WITH_CUDA = os.environ.get("FASTAR_CUDA", "0") not in {"", "0"}
 
-# Files under csrc/cpu/isa are compiled once per level into namespaces of that name; csrc/cpu/dispatch.cpp picks one at run time.
+# Files under csrc/cpu/isa are compiled once per level, into namespaces of that name; csrc/cpu/dispatch.cpp picks one at
+# run time.
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
 X86_LEVELS = {
@@ -76,14 +78,16 @@ class BuildNative(build_ext):
 
     def run(self) -> None:
         super().run()
-        if os.environ.get("FASTAR_CUDA", "0") not in {"", "0"}:
+        if WITH_CUDA:
             folder = ROOT / "fastar" if self.inplace else Path(self.build_lib) / "fastar"
             load_cuda_build().build_ahead_of_time(ROOT / "csrc", folder)
 
 
 core = Extension(
     "fastar._core",
-    sources=relative([*ROOT.glob("csrc/common/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"), *ROOT.glob("csrc/cpu/executor/*.cpp"), *ROOT.glob("csrc/bindings/*.cpp")]),
+    sources=relative(
+        [p for folder in ("common", "cpu", "cpu/executor", "bindings") for p in ROOT.glob(f"csrc/{folder}/*.cpp")]
+    ),
     depends=relative(list(ROOT.glob("csrc/**/*.h"))),
     include_dirs=[pybind11.get_include(), "csrc"],
     extra_compile_args=[
@@ -110,6 +114,8 @@ csrc_folders |= {f"fastar.csrc.{p.name}": f"csrc/{p.name}" for p in sorted((ROOT
 csrc_folders |= {f"fastar.csrc.cpu.{name}": f"csrc/cpu/{name}" for name in ("executor", "isa")}
 
 setup(
+    # Also reaches an isolated build; the plain build needs nothing beyond pyproject.toml's two.
+    setup_requires=["ninja"] if WITH_CUDA else [],
     ext_modules=[core],
     cmdclass={"build_ext": BuildNative},
     packages=[
@@ -119,7 +125,15 @@ setup(
         "fastar.bench.cases",
         *csrc_folders,
     ],
-    package_dir={"fastar.kernels": "kernels", "fastar.bench": "bench", "fastar.bench.cases": "bench/cases", **csrc_folders},
-    package_data={"fastar": ["py.typed", "_cuda*.so"], **{name: ["*.h", "*.cpp", "*.cu", "*.cuh"] for name in csrc_folders}},
+    package_dir={
+        "fastar.kernels": "kernels",
+        "fastar.bench": "bench",
+        "fastar.bench.cases": "bench/cases",
+        **csrc_folders,
+    },
+    package_data={
+        "fastar": ["py.typed", "_cuda*.so"],
+        **{name: ["*.h", "*.cpp", "*.cu", "*.cuh"] for name in csrc_folders},
+    },
     zip_safe=False,
 )

@@ -1,8 +1,8 @@
 """Telling this package apart from the tar library that installs the same import name.
 
 The package index has a distribution called ``fastar`` (bindings for reading and writing tar files) whose files land in
-the same ``site-packages/fastar`` folder as ours. Whichever was installed last owns ``__init__.py``. Both cases are named
-plainly here instead of failing later on a missing attribute.
+the same ``site-packages/fastar`` folder as ours. Whichever was installed last owns ``__init__.py``. Both cases are
+named plainly here instead of failing later on a missing attribute.
 """
 
 from __future__ import annotations
@@ -26,6 +26,16 @@ def tar_library_version() -> str | None:
         return None
 
 
+def version() -> str:
+    """Our own version, whichever of the two distributions answers to ``import fastar``."""
+    if not is_shadowed():
+        return str(sys.modules["fastar"].__version__)
+    try:
+        return importlib.metadata.version("fastar-kernels")
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
 def is_shadowed() -> bool:
     """True where ``import fastar`` gave the tar library's ``__init__`` instead of ours."""
     package = sys.modules.get("fastar")
@@ -42,9 +52,9 @@ def problem() -> str | None:
     # Its extension module lies in our own folder: a look at the disk is cheaper than reading every METADATA.
     if any(Path(__file__).parent.glob("fastar.*")):
         return (
-            f"the tar library 'fastar' {tar_library_version() or ''} and fastar-kernels are installed in one environment"
-            f" and share the folder {Path(__file__).parent}; 'import fastar' means fastar-kernels here, and the tar"
-            f" library cannot be imported; {REMEDY}"
+            f"the tar library 'fastar' {tar_library_version() or 'of unknown version'} and fastar-kernels are installed"
+            f" in one environment and share the folder {Path(__file__).parent}; 'import fastar' means fastar-kernels"
+            f" here, and the tar library cannot be imported; {REMEDY}"
         )
     return None
 

@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 
-def assert_within_budget(fast: Tensor, same_dtype: Tensor, exact: Tensor, *, scale: Tensor | None = None, what: str = "result") -> None:
+def assert_within_budget(
+    fast: Tensor, same_dtype: Tensor, exact: Tensor, *, scale: Tensor | None = None, what: str = "result"
+) -> None:
     """Fail with the figures where `fast` exceeds the error budget of its dtype."""
     assert fast.dtype == same_dtype.dtype, f"{what}: dtype {fast.dtype}, PyTorch gives {same_dtype.dtype}"
     assert exact.dtype == torch.float64, f"{what}: the exact result must be float64, got {exact.dtype}"
-    assert fast.shape == same_dtype.shape == exact.shape, f"{what}: shapes {fast.shape}, {same_dtype.shape}, {exact.shape}"
+    assert fast.shape == same_dtype.shape == exact.shape, (
+        f"{what}: shapes {fast.shape}, {same_dtype.shape}, {exact.shape}"
+    )
     if fast.numel() == 0:
         return
     ours = (fast.double() - exact).abs().max().item()
@@ -26,4 +30,6 @@ def assert_within_budget(fast: Tensor, same_dtype: Tensor, exact: Tensor, *, sca
     size = (exact if scale is None else scale).abs().max().item()
     allowed = 2 * theirs + 4 * torch.finfo(fast.dtype).eps * size
     # Written so that a NaN on our side fails.
-    assert ours <= allowed, f"{what}: error {ours:.3e} exceeds {allowed:.3e} (PyTorch's own {theirs:.3e}, size {size:.3e})"
+    assert ours <= allowed, (
+        f"{what}: error {ours:.3e} exceeds {allowed:.3e} (PyTorch's own {theirs:.3e}, size {size:.3e})"
+    )

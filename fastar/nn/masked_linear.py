@@ -93,7 +93,11 @@ class MaskedLinear(nn.Module):
         return masked_linear(x, self.weight, self.bias, activation=self.activation, plan=self.plan)
 
     def extra_repr(self) -> str:
-        parts = [f"in_features={self.in_features}", f"out_features={self.out_features}", f"bias={self.bias is not None}"]
+        parts = [
+            f"in_features={self.in_features}",
+            f"out_features={self.out_features}",
+            f"bias={self.bias is not None}",
+        ]
         if self.mask is not None:
             parts.append("mask=given")
         elif self.in_degrees is not None:
@@ -102,22 +106,27 @@ class MaskedLinear(nn.Module):
             parts.append(f"activation={self.activation}")
         return ", ".join(parts)
 
-    def _connect(self, mask: Tensor | None, in_degrees: Tensor | None, out_degrees: Tensor | None, strict: bool) -> None:
-        plan = plan_of(
-            self.weight.shape, mask=mask, in_degrees=in_degrees, out_degrees=out_degrees, strict=strict
-        ).to(self.weight.device)
+    def _connect(
+        self, mask: Tensor | None, in_degrees: Tensor | None, out_degrees: Tensor | None, strict: bool
+    ) -> None:
         # The plan's tensors and the degrees are no buffers: they are made, not learned, and `to_empty` on a layer
         # that was built on the meta device must not wipe them.
-        self.plan = plan
+        self.plan = self._beside_weight(
+            plan_of(self.weight.shape, mask=mask, in_degrees=in_degrees, out_degrees=out_degrees, strict=strict)
+        )
         self.mask = None if mask is None else mask.detach().clone().to(self.weight.device)
         self.in_degrees = None if in_degrees is None else in_degrees.detach().clone()
         self.out_degrees = None if out_degrees is None else out_degrees.detach().clone()
         self.strict = bool(strict)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MaskedLinear:
-        super()._apply(fn, recurse)
-        self.plan = self.plan.to(self.weight.device)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.plan = self._beside_weight(self.plan)
         return self
+
+    def _beside_weight(self, plan: MaskPlan) -> MaskPlan:
+        # On the meta device the plan stays where it is: there it would lose what it says.
+        return plan if self.weight.is_meta else plan.to(self.weight.device)
 
     def _load_from_state_dict(
         self,

@@ -1,15 +1,15 @@
-"""Packed copies of masked weights on the CPU: the visible blocks, in sorted order, redone only when the weight changed.
+"""Packed copies of masked weights on the CPU: what is visible, in sorted order, redone only when the weight changed.
 
-A packed copy lives as long as its weight. Whether it is current is decided by a fingerprint of the weight's memory, read
-at the speed of memory: version counters are not raised by writes through `.data`, so a copy keyed by them goes stale
-without a sign. The copy takes as much memory as the visible part of the weight, about half of it for a triangle.
+A packed copy lives as long as its weight. Whether it is current is decided by a fingerprint of the weight's memory,
+read at the speed of memory: version counters are not raised by writes through `.data`, so a copy keyed by them goes
+stale without a sign. It takes as much memory as the visible part of the weight, about half of it for a triangle.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -20,14 +20,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fastar.native import core
 from fastar.ops.mask_plan import BLOCK, EMPTY, MaskPlan
 
-
-HUGE = 8 << 20
+# Smaller buffers come out of memory that malloc has kept, already faulted in.
+HUGE_BYTES = 8 << 20
 
 
 def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-    """``torch.empty`` on the CPU, on huge pages where it is large: faulting small ones in costs more than filling them."""
+    """``torch.empty``, on huge pages where it is large: faulting small ones in costs more than filling them."""
     out = torch.empty(shape, dtype=dtype)
-    if out.nbytes >= HUGE:
+    if out.nbytes >= HUGE_BYTES:
         core().prefer_huge_pages(out.data_ptr(), out.nbytes)
     return out
 
@@ -41,8 +41,9 @@ class Span(NamedTuple):
     high: int
 
 
-def spans(plan: MaskPlan, rows: int, columns: int, blocks: int) -> list[Span]:
+def spans(plan: MaskPlan, shape: Sequence[int], blocks: int) -> list[Span]:
     """The rows in about `blocks` blocks of at least 2 * BLOCK, each with the columns that any of its rows sees."""
+    rows, columns = shape
     step = max(2 * BLOCK, -(-rows // (blocks * BLOCK)) * BLOCK)
     edges = [(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
     if plan.reach is not None:
@@ -66,7 +67,7 @@ class _Packed:
     plan: MaskPlan | None = None
     source: tuple[object, ...] = ()
     spans: list[Span] = field(default_factory=list)
-    matrix: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    blocks: list[Tensor] = field(default_factory=list)
 
 
 _PACKED: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -74,13 +75,10 @@ _PACKED_LOCK = threading.Lock()
 
 
 @contextlib.contextmanager
-def obtain(weight: Tensor, plan: MaskPlan, blocks: int) -> Iterator[tuple[list[Span], Tensor]]:
-    """The spans and the sorted weight, current, and safe from being packed anew until the block of code ends.
-
-    Of the sorted weight only what the spans cover is written; the rest is memory that was never touched.
-    """
+def obtain(weight: Tensor, plan: MaskPlan, blocks: int) -> Iterator[list[tuple[Span, Tensor]]]:
+    """The packed blocks of `weight`, current, and safe from being packed anew until the block of code ends."""
     if plan.reach is None and plan.mask is None:
-        yield [Span(0, weight.shape[0], 0, weight.shape[1])], weight
+        yield [(Span(0, weight.shape[0], 0, weight.shape[1]), weight.contiguous())]
         return
     with _PACKED_LOCK:
         packed = _PACKED.get(weight)
@@ -88,7 +86,7 @@ def obtain(weight: Tensor, plan: MaskPlan, blocks: int) -> Iterator[tuple[list[S
             packed = _PACKED[weight] = _Packed()
     with packed.lock:
         _update(packed, weight.detach().contiguous(), plan, blocks)
-        yield packed.spans, packed.matrix
+        yield list(zip(packed.spans, packed.blocks, strict=True))
 
 
 def _update(packed: _Packed, weight: Tensor, plan: MaskPlan, blocks: int) -> None:
@@ -102,11 +100,19 @@ def _update(packed: _Packed, weight: Tensor, plan: MaskPlan, blocks: int) -> Non
         return
     if not same_plan or packed.source[:2] != source[:2]:
         packed.plan = plan
-        packed.spans = spans(plan, *weight.shape, blocks)
-        packed.matrix = empty(*weight.shape, dtype=weight.dtype)
-    for span in packed.spans:
-        _pack(span, packed.matrix[span.begin : span.end, span.low : span.high], weight, plan, threads)
+        packed.spans = spans(plan, weight.shape, blocks)
+        packed.blocks = _blocks(packed.spans, weight.dtype)
+    for span, block in zip(packed.spans, packed.blocks, strict=True):
+        _pack(span, block, weight, plan, threads)
     packed.source = source
+
+
+def _blocks(spans: list[Span], dtype: torch.dtype) -> list[Tensor]:
+    """One contiguous matrix per span, all in one piece of memory."""
+    shapes = [(s.end - s.begin, s.high - s.low) for s in spans]
+    flat = empty(sum(rows * columns for rows, columns in shapes), dtype=dtype)
+    parts = flat.split([rows * columns for rows, columns in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _pack(span: Span, block: Tensor, weight: Tensor, plan: MaskPlan, threads: int) -> None:

@@ -5,6 +5,7 @@ In PyTorch: ``act(F.linear(x, weight * mask, bias))``.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +13,12 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _library, _masked_linear_cpu, _precision, _triton, mask_plan
+from fastar.ops import _autocast, _library, _masked_linear_cpu, _triton, mask_plan
 from fastar.ops.mask_plan import MaskPlan
 from fastar.reference import activation as activations
 from fastar.reference.masked_linear import masked_linear as reference
 
-_PLAN = "Tensor? row_order, Tensor? column_order, Tensor? row_rank, Tensor? column_rank, Tensor? reach, Tensor? mask, Tensor? block_map"
+_PLAN = ", ".join(f"Tensor? {field.name}" for field in dataclasses.fields(MaskPlan))
 
 
 def masked_linear(
@@ -48,10 +49,8 @@ def masked_linear(
         plan = plan_of(weight.shape, mask=mask, in_degrees=in_degrees, out_degrees=out_degrees, strict=strict)
     elif mask is not None or in_degrees is not None or out_degrees is not None:
         raise ValueError("plan: expected either a plan, or a mask, or degrees, got more than one of them")
-    for name, tensor in zip(("row_order", "column_order", "row_rank", "column_rank", "reach", "mask", "block_map"), plan.tensors(), strict=True):
-        if tensor is not None:
-            _checks.same_device("plan" if mask is None else name, tensor, "x", x)
-    x, weight, bias = _autocast(x, weight, bias)
+    _check_plan(plan, weight)
+    x, weight, bias = _autocast.cast(x, weight, bias)
     fused = "none" if activation == "concat_elu" else activation
     learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     keep = learns and fused in activations.NEEDS_PREACTIVATION
@@ -94,27 +93,30 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     _checks.dtype("weight", _checks.tensor("weight", weight), _checks.FLOATS)
     _checks.shape("weight", weight, ["out", "in"])
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"x: expected shape [..., {weight.shape[1]}] to fit weight {list(weight.shape)}, got {list(x.shape)}")
+        raise ValueError(
+            f"x: expected shape [..., {weight.shape[1]}] to fit weight {list(weight.shape)}, got {list(x.shape)}"
+        )
     _checks.same_device("weight", weight, "x", x)
     if bias is not None:
         _checks.dtype("bias", _checks.tensor("bias", bias), _checks.FLOATS)
         _checks.shape("bias", bias, [weight.shape[0]])
         _checks.same_device("bias", bias, "x", x)
-    if not torch.is_autocast_enabled(x.device.type):
+    if _autocast.target(x.device) is None:
         for name, tensor in (("weight", weight), ("bias", bias)):
             if tensor is not None and tensor.dtype != x.dtype:
                 raise TypeError(f"{name}: expected the dtype of x, {x.dtype}, got {tensor.dtype}")
 
 
-def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    kind = x.device.type
-    if not torch.is_autocast_enabled(kind):
-        return x, weight, bias
-    # As torch's own linear does: everything but float64 goes to autocast's dtype.
-    target = torch.get_autocast_dtype(kind)
-    if torch.float64 in (x.dtype, weight.dtype):
-        return x, weight, bias
-    return x.to(target), weight.to(target), None if bias is None else bias.to(target)
+def _check_plan(plan: MaskPlan, weight: Tensor) -> None:
+    rows, columns = weight.shape
+    expected = (rows, columns, rows, columns, rows, rows * columns, None)
+    for tensor, size in zip(plan.tensors(), expected, strict=True):
+        if tensor is None:
+            continue
+        if size is not None and tensor.numel() != size:
+            raise ValueError(f"plan: expected one made for weight {[rows, columns]}, got one of {list(tensor.shape)}")
+        if not weight.is_meta:
+            _checks.same_device("plan", tensor, "weight", weight)
 
 
 def _reference_mask(plan: MaskPlan, weight: Tensor) -> Tensor | None:
@@ -160,7 +162,7 @@ def _triton_forward(
 ) -> tuple[Tensor, Tensor]:
     from fastar.kernels import masked_linear as kernels
 
-    y, z = kernels.forward(x, weight, bias, *plan.tensors(), activation, keep_preactivation, _precision.allow_tf32())
+    y, z = kernels.forward(x, weight, bias, *plan.tensors(), activation, keep_preactivation, _triton.allow_tf32())
     return y, z
 
 
@@ -176,7 +178,7 @@ def _triton_backward(
     from fastar.kernels import masked_linear as kernels
 
     grad_x, grad_weight, grad_bias = kernels.backward(
-        grad, x, weight, saved, *plan.tensors(), activation, needs, _precision.allow_tf32()
+        grad, x, weight, saved, *plan.tensors(), activation, needs, _triton.allow_tf32()
     )
     return grad_x, grad_weight, grad_bias
 
@@ -189,7 +191,9 @@ _dispatch.register(
     "masked_linear",
     [
         _dispatch.Implementation("triton", _triton.why_not, _triton_forward, _triton_backward),
-        _dispatch.Implementation("cpu", _masked_linear_cpu.declines, _masked_linear_cpu.forward, _masked_linear_cpu.backward),
+        _dispatch.Implementation(
+            "cpu", _masked_linear_cpu.declines, _masked_linear_cpu.forward, _masked_linear_cpu.backward
+        ),
         _dispatch.Implementation("reference", _never, _reference_forward, _reference_backward),
     ],
 )
@@ -225,7 +229,7 @@ def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, saved: Tensor | None
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, *plan, activation, keep_preactivation = inputs
+    x, weight, _, *plan, activation, keep_preactivation = inputs
     y, z = output
     ctx.mark_non_differentiable(z)
     ctx.set_materialize_grads(False)

@@ -50,7 +50,7 @@ def backward(activation: str, grad: Tensor, saved: Tensor) -> Tensor:
     if activation == "none":
         return grad
     if activation == "relu":
-        return torch.ops.aten.threshold_backward(grad, saved, 0)
+        return torch.where(saved > 0, grad, torch.zeros((), dtype=grad.dtype, device=grad.device))
     if activation == "elu":
         return torch.where(saved > 0, grad, grad * (saved + 1))
     if activation == "tanh":

@@ -20,5 +20,7 @@ def masked_linear(
 ) -> Tensor:
     """``act(F.linear(x, weight * mask, bias))``."""
     # where, not a product: a masked weight that is infinite or NaN must not reach the output.
-    visible = weight if mask is None else torch.where(mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
+    visible = (
+        weight if mask is None else torch.where(mask, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
+    )
     return activations.APPLY[activation](F.linear(x, visible, bias))

@@ -1,4 +1,5 @@
 // Draws and emits: the steps that complete positions.
+#include <algorithm>
 #include <cmath>
 
 #include "common/philox.h"

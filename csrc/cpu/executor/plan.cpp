@@ -18,7 +18,7 @@ bool completes(const Instruction& i) {
 }
 
 Entry control_of(const Instruction& i) {
-    Entry e{.control = Control::kEnd, .place = i.place};
+    Entry e{.control = Control::kEnd, .place = i.place, .index = {}};
     if (i.op == Op::kLoop) {
         e.control = Control::kLoop;
         e.variable = i.variable;
