@@ -229,7 +229,7 @@ class Gate(Instruction):
 
 @dataclass(frozen=True)
 class Elementwise(Instruction):
-    """f(alpha a + beta), alpha a + beta b, alpha a b, or a clamp to [alpha, beta]; in a span, or everywhere."""
+    """f(alpha a + beta), alpha a + b, alpha a b, or a clamp to [alpha, beta]; in a span, or everywhere."""
 
     op = "elementwise"
     in_place = ("a", "b")
