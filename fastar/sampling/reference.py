@@ -214,8 +214,8 @@ class Run:
         """Continue from a record of `state_dict`; ValueError for one of another program or of another request."""
         if state.get("program") != fingerprint(self.program):
             raise ValueError(f"state: recorded by another program than {self.program.name}")
-        for name, have in [*((name, getattr(self, name)) for name in _TENSORS), *self.machine.buffers.items()]:
-            came = state[name] if name in _TENSORS else state["buffers"][name]
+        own = [(name, getattr(self, name), state[name]) for name in _TENSORS]
+        for name, have, came in own + [(name, t, state["buffers"][name]) for name, t in self.machine.buffers.items()]:
             if came.shape != have.shape or came.dtype != have.dtype:
                 raise ValueError(
                     f"state: {name} is {came.dtype} {list(came.shape)}, expected {have.dtype} {list(have.shape)}"

@@ -1,4 +1,4 @@
-"""Small models as step programs written by hand, each beside a naive full pass in torch: the oracle of the executors."""
+"""Small models as step programs written by hand, each beside a naive full pass: the oracle of the executors."""
 
 from __future__ import annotations
 
@@ -7,22 +7,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from fastar.sampling.builder import Builder
 from fastar.sampling.instructions import (
     Accumulate,
-    Attention,
     Draw,
     Elementwise,
     Gate,
     Gather,
     Head,
     Linear,
-    Norm,
     Readout,
-    SpanLinear,
-    Store,
     TappedLinear,
 )
 from fastar.sampling.program import Program, Value
@@ -37,7 +32,8 @@ class Consumer:
     params: Callable[[Tensor, torch.dtype], Tensor]
 
 
-def _weights(seed: int, **shapes: tuple[int, ...]) -> dict[str, Tensor]:
+def weights(seed: int, **shapes: tuple[int, ...]) -> dict[str, Tensor]:
+    """Normal tensors whose products keep a size near 1."""
     generator = torch.Generator().manual_seed(seed)
     scaled = {}
     for name, shape in shapes.items():
@@ -46,13 +42,14 @@ def _weights(seed: int, **shapes: tuple[int, ...]) -> dict[str, Tensor]:
     return scaled
 
 
-def _shifted(x: Tensor) -> Tensor:
+def shifted(x: Tensor) -> Tensor:
+    """Entry t is entry t - 1 of x along dimension 1, the first zero."""
     return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
 
 
 def nade(D: int = 6, H: int = 5, seed: int = 0) -> Consumer:
     """h_i = sigmoid(c + W_{<i} x_{<i}), p_i = sigmoid(b_i + V_i h_i)."""
-    w = _weights(seed, c=(H,), W=(D, H), V=(D, 1, H), b=(D, 1))
+    w = weights(seed, c=(H,), W=(D, H), V=(D, 1, H), b=(D, 1))
     b = Builder("nade", Value("int", 1, 2), D)
     for name, t in w.items():
         b.weight(name, t)
@@ -67,7 +64,7 @@ def nade(D: int = 6, H: int = 5, seed: int = 0) -> Consumer:
 
     def params(values: Tensor, dtype: torch.dtype) -> Tensor:
         W, V, bias, c = (w[k].to(dtype) for k in ("W", "V", "b", "c"))
-        before = torch.cumsum(_shifted(values[..., 0].to(dtype))[:, :, None] * _shifted(W[None])[0], 1)
+        before = torch.cumsum(shifted(values[..., 0].to(dtype))[:, :, None] * shifted(W[None])[0], 1)
         h = torch.sigmoid(c + before)
         return (h * V[:, 0]).sum(2, keepdim=True) + bias
 
@@ -76,7 +73,7 @@ def nade(D: int = 6, H: int = 5, seed: int = 0) -> Consumer:
 
 def rnade(D: int = 4, H: int = 6, K: int = 3, kind: str = "gaussian", seed: int = 1) -> Consumer:
     """NADE over reals with a mixture at every dimension."""
-    w = _weights(seed, c=(H,), W=(D, H), V=(D, 3 * K, H), b=(D, 3 * K))
+    w = weights(seed, c=(H,), W=(D, H), V=(D, 3 * K, H), b=(D, 3 * K))
     b = Builder(f"rnade_{kind}", Value("float", 1), D)
     for name, t in w.items():
         b.weight(name, t)
@@ -92,7 +89,7 @@ def rnade(D: int = 4, H: int = 6, K: int = 3, kind: str = "gaussian", seed: int 
     def params(values: Tensor, dtype: torch.dtype) -> Tensor:
         W, V, bias, c = (w[k].to(dtype) for k in ("W", "V", "b", "c"))
         terms = (0.5 * values.to(dtype) + 0.1) * W
-        h = torch.relu(c + torch.cumsum(_shifted(terms), 1))
+        h = torch.relu(c + torch.cumsum(shifted(terms), 1))
         return torch.einsum("bdh,dkh->bdk", h, V) + bias
 
     return Consumer(b.build(shape=(D,)), head, params)
@@ -112,7 +109,7 @@ def wavenet(
     }
     for i in layers:
         shapes |= {f"{i}.w": (2 * R, 2, R), f"{i}.b": (2 * R,), f"{i}.res": (R, R), f"{i}.skip": (S, R)}
-    w = _weights(seed, **shapes)
+    w = weights(seed, **shapes)
     b = Builder("wavenet", Value("int", 1, A), T)
     for name, tensor in w.items():
         b.weight(name, tensor)
