@@ -57,7 +57,9 @@ class Reference:
         """Take other weights of the same names, shapes and dtypes."""
         self.program = self.program.with_weights(weights)
         self.weights = {
-            name: t.to(self.device, self.dtype if t.is_floating_point() else t.dtype) for name, t in weights.items()
+            # Copies: a model that trains on must not change the sampler under way.
+            name: t.to(self.device, self.dtype if t.is_floating_point() else t.dtype, copy=True)
+            for name, t in weights.items()
         }
 
     def start(self, request: Request, trace: bool = False) -> Run:

@@ -270,9 +270,7 @@ def _mutations(data: dict[str, object], draw: Callable[[st.SearchStrategy[object
         parent[key] = draw(st.one_of(st.integers(-3, 9), names, st.none(), st.just([]), st.floats(-2, 2)))  # type: ignore[index]
 
 
-@settings(max_examples=150, deadline=None)
-@given(data=st.data(), name=st.sampled_from(sorted(CONSUMERS)))
-def test_fuzzed_programs_are_refused_or_run(data: st.DataObject, name: str) -> None:
+def _fuzz(data: st.DataObject, name: str) -> None:
     program = CONSUMERS[name][0]().program
     fuzzed = json.loads(json.dumps(program.to_json()))
     for _ in range(data.draw(st.integers(1, 3))):
@@ -283,3 +281,16 @@ def test_fuzzed_programs_are_refused_or_run(data: st.DataObject, name: str) -> N
     except ValueError:
         return
     Reference(program).start(request).advance()
+
+
+@settings(max_examples=120, deadline=None)
+@given(data=st.data(), name=st.sampled_from(sorted(CONSUMERS)))
+def test_fuzzed_programs_are_refused_or_run(data: st.DataObject, name: str) -> None:
+    _fuzz(data, name)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, deadline=None)
+@given(data=st.data(), name=st.sampled_from(sorted(CONSUMERS)))
+def test_many_fuzzed_programs_are_refused_or_run(data: st.DataObject, name: str) -> None:
+    _fuzz(data, name)
