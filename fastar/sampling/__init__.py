@@ -5,6 +5,7 @@ from fastar import _identity
 _identity.require()
 
 from fastar.sampling.builder import Builder  # noqa: E402
+from fastar.sampling.dimensions import dimensions  # noqa: E402
 from fastar.sampling.instructions import Head  # noqa: E402
 from fastar.sampling.lower import LoweringError, register, sequence  # noqa: E402
 from fastar.sampling.program import Program, Value  # noqa: E402
@@ -18,6 +19,7 @@ __all__ = [
     "SampleResult",
     "Sampler",
     "Value",
+    "dimensions",
     "register",
     "sequence",
 ]

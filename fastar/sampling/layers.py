@@ -93,32 +93,24 @@ def rms_norm(layer: nn.RMSNorm, x: object, step: Step) -> Signal:
     return replace(source, ref=out)
 
 
-@register(*_ACTIVATIONS)
+def activation_name(layer: nn.Module) -> str | None:
+    """The instruction set's name of an activation layer, None for any other layer."""
+    if isinstance(layer, nn.GELU):
+        return "gelu_tanh" if layer.approximate == "tanh" else "gelu"
+    if isinstance(layer, nn.ELU):
+        return "elu" if layer.alpha == 1 else None
+    if isinstance(layer, nn.Softplus):
+        return "softplus" if layer.beta == 1 else None
+    return _ACTIVATIONS.get(type(layer))
+
+
+@register(*_ACTIVATIONS, nn.GELU, nn.ELU, nn.Softplus)
 def activation(layer: nn.Module, x: object, step: Step) -> Signal:
-    """An activation without parameters."""
-    return step.elementwise(_ACTIVATIONS[type(layer)], step.signal(x))
-
-
-@register(nn.GELU)
-def gelu(layer: nn.GELU, x: object, step: Step) -> Signal:
-    """Exact or by tanh, as the layer says."""
-    return step.elementwise("gelu_tanh" if layer.approximate == "tanh" else "gelu", step.signal(x))
-
-
-@register(nn.ELU)
-def elu(layer: nn.ELU, x: object, step: Step) -> Signal:
-    """With alpha 1."""
-    if layer.alpha != 1:
-        raise step.refuse(f"ELU with alpha {layer.alpha}")
-    return step.elementwise("elu", step.signal(x))
-
-
-@register(nn.Softplus)
-def softplus(layer: nn.Softplus, x: object, step: Step) -> Signal:
-    """log(1 + exp(x)), with beta 1."""
-    if layer.beta != 1:
-        raise step.refuse(f"Softplus with beta {layer.beta}")
-    return step.elementwise("softplus", step.signal(x))
+    """An activation without learned parameters."""
+    name = activation_name(layer)
+    if name is None:
+        raise step.refuse(f"{layer} is none of the activations that a program has")
+    return step.elementwise(name, step.signal(x))
 
 
 @register(nn.Identity, nn.Dropout)

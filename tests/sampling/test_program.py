@@ -290,7 +290,7 @@ def test_fuzzed_programs_are_refused_or_run(data: st.DataObject, name: str) -> N
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=3_000, deadline=None)
 @given(data=st.data(), name=st.sampled_from(sorted(CONSUMERS)))
 def test_many_fuzzed_programs_are_refused_or_run(data: st.DataObject, name: str) -> None:
     _fuzz(data, name)
