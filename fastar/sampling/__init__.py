@@ -6,6 +6,7 @@ _identity.require()
 
 from fastar.sampling.builder import Builder  # noqa: E402
 from fastar.sampling.dimensions import dimensions  # noqa: E402
+from fastar.sampling.fuse import fuse  # noqa: E402
 from fastar.sampling.instructions import Head  # noqa: E402
 from fastar.sampling.lower import LoweringError, register, sequence  # noqa: E402
 from fastar.sampling.program import Program, Value  # noqa: E402
@@ -20,6 +21,7 @@ __all__ = [
     "Sampler",
     "Value",
     "dimensions",
+    "fuse",
     "register",
     "sequence",
 ]

@@ -64,9 +64,13 @@ class Head:
         return codec.decode(Head, "head", data)
 
 
+# The fields of type Ref that are written; all others are read.
+_WRITTEN = ("out", "cell_out")
+
+
 @dataclass(frozen=True)
 class Instruction:
-    """One entry of a program's code. Fields of type Ref are read, except `out` and `cell_out`, which are written."""
+    """One entry of a program's code."""
 
     op: ClassVar[str] = ""
     # Names of the Ref fields that may be the very channels of `out`, since every element is read before it is written.
@@ -75,7 +79,12 @@ class Instruction:
     @property
     def writes(self) -> tuple[Ref, ...]:
         """The references that are written."""
-        return tuple(ref for name, ref in self.refs() if name in ("out", "cell_out"))
+        return tuple(ref for name, ref in self.refs() if name in _WRITTEN)
+
+    @property
+    def reads(self) -> list[tuple[str, Ref]]:
+        """The references that are read, with their fields' names."""
+        return [(name, ref) for name, ref in self.refs() if name not in _WRITTEN]
 
     def refs(self) -> list[tuple[str, Ref]]:
         """Every reference with its field's name."""
@@ -199,6 +208,11 @@ class Accumulate(Instruction):
     channel: int = 0
     scale: float = 1.0
     shift: float = 0.0
+
+    @property
+    def reads(self) -> list[tuple[str, Ref]]:
+        """What it adds to."""
+        return [("out", self.out)]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastar.sampling.builder import Builder
+from fastar.sampling.fuse import fuse
 from fastar.sampling.index import Index, Ref
 from fastar.sampling.instructions import UNARY, Draw, Elementwise, Head, Store
 from fastar.sampling.program import Program, Value
@@ -258,6 +259,5 @@ def sequence(
         if out.width != head.params:
             raise step.refuse(f"it gives {out.width} numbers per position, and the head {head} reads {head.params}")
         b.add(Draw(head, t, out))
-    return b.build(
-        shape=None if positions is None else (positions,) if head.channels == 1 else (positions, head.channels)
-    )
+    channels = () if head.channels == 1 else (head.channels,)
+    return fuse(b.build(shape=None if positions is None else (positions, *channels)))

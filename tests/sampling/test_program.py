@@ -91,7 +91,12 @@ def _many_passes(program: Program) -> Program:
     return replace(program, code=(*around, *program.code, End(), End()))
 
 
+def _in_place(program: Program, step: Instruction, place: int = 3) -> Program:
+    return _weight("one", torch.ones(1, 1))(_code(program, lambda code: code.insert(place, step)))
+
+
 T = variable("t")
+_LOGIT = Ref("logit", (), Index(), 1)
 # NADE's code: 0 loop, 1 accumulate, 2 readout, 3 draw, 4 end.
 NADE_REFUSED: dict[str, tuple[Callable[[Program], Program], str]] = {
     "loop left open": (lambda p: _code(p, lambda c: c.pop()), r"code\[0\]: loop is never closed"),
@@ -115,15 +120,14 @@ NADE_REFUSED: dict[str, tuple[Callable[[Program], Program], str]] = {
     "variable in use": (lambda p: _code(p, lambda c: (c.insert(1, Loop("t", 2)), c.insert(5, End()))), "in use"),
     "activation": (lambda p: _code(p, _at(2, activation="mish")), "activation: expected one of none, relu"),
     "open loop": (lambda p: _code(p, _at(0, count=None)), "open loop"),
-    "linear in place": (
-        lambda p: _code(p, lambda c: c.insert(3, Linear(_scratch("logit", 1), _scratch("logit", 1), "b"))),
-        "expected b of shape",
+    "linear in place": (lambda p: _in_place(p, Linear(_LOGIT, _LOGIT, "one")), "may overlap what is written"),
+    "relu of nothing": (
+        lambda p: _code(p, _at(2, out=_LOGIT, source=_LOGIT, weight="b")),
+        "weight: expected b of shape",
     ),
-    "norm in place": (
-        lambda p: _weight("one", torch.ones(1, 1))(
-            _code(p, lambda c: c.insert(3, Linear(_scratch("logit", 1), _scratch("logit", 1), "one")))
-        ),
-        "may overlap what is written",
+    "scratch of nothing": (
+        lambda p: _code(p, lambda c: c.insert(1, Elementwise(_LOGIT, "relu", _LOGIT))),
+        "a: logit:1 is read",
     ),
     "state never written": (
         lambda p: _code(
