@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fastar.sampling import codec
+
 Ranges = Mapping[str, tuple[float, float]]
 
 
@@ -90,8 +92,13 @@ class Index:
         """The index that `to_json` wrote."""
         if isinstance(data, int) and not isinstance(data, bool):
             return Index(data)
-        terms = tuple(sorted((str(v), int(c)) for v, c in data["terms"].items()))
-        return Index(int(data["const"]), terms, int(data["divisor"]))
+        whole = isinstance(data, dict) and isinstance(data.get("terms"), dict)
+        if not whole or not all(
+            type(n) is int for n in (data.get("const"), data.get("divisor"), *data["terms"].values())
+        ):
+            raise ValueError(f"index: expected an integer or its const, terms and divisor, got {data!r:.80}")
+        terms = tuple(sorted((str(v), c) for v, c in data["terms"].items() if c))
+        return Index(data["const"], terms, data["divisor"])
 
 
 def _floor(value: float, divisor: int) -> float:
@@ -139,5 +146,4 @@ class Ref:
     @staticmethod
     def from_json(data: Any) -> Ref:
         """The reference that `to_json` wrote."""
-        at = tuple(Index.from_json(one) for one in data["at"])
-        return Ref(str(data["buffer"]), at, Index.from_json(data["offset"]), int(data["width"]))
+        return codec.decode(Ref, "ref", data)

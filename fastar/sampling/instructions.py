@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import types
-import typing
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
+from fastar.sampling import codec
 from fastar.sampling.index import Index, Ref
 
 ACTIVATIONS = ("none", "relu", "elu", "gelu", "gelu_tanh", "tanh", "sigmoid", "silu")
@@ -62,12 +61,16 @@ class Head:
     @staticmethod
     def from_json(data: Any) -> Head:
         """The head that `to_json` wrote."""
-        return Head(**data)
+        return codec.decode(Head, "head", data)
+
+
+# The fields of type Ref that are written; all others are read.
+_WRITTEN = ("out", "cell_out")
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One entry of a program's code. Fields of type Ref are read, except `out` and `cell_out`, which are written."""
+    """One entry of a program's code."""
 
     op: ClassVar[str] = ""
     # Names of the Ref fields that may be the very channels of `out`, since every element is read before it is written.
@@ -76,7 +79,12 @@ class Instruction:
     @property
     def writes(self) -> tuple[Ref, ...]:
         """The references that are written."""
-        return tuple(ref for name, ref in self.refs() if name in ("out", "cell_out"))
+        return tuple(ref for name, ref in self.refs() if name in _WRITTEN)
+
+    @property
+    def reads(self) -> list[tuple[str, Ref]]:
+        """The references that are read, with their fields' names."""
+        return [(name, ref) for name, ref in self.refs() if name not in _WRITTEN]
 
     def refs(self) -> list[tuple[str, Ref]]:
         """Every reference with its field's name."""
@@ -200,6 +208,11 @@ class Accumulate(Instruction):
     channel: int = 0
     scale: float = 1.0
     shift: float = 0.0
+
+    @property
+    def reads(self) -> list[tuple[str, Ref]]:
+        """What it adds to."""
+        return [("out", self.out)]
 
 
 @dataclass(frozen=True)
@@ -325,29 +338,7 @@ BY_OP: dict[str, type[Instruction]] = {cls.op: cls for cls in Instruction.__subc
 
 def from_json(data: Any) -> Instruction:
     """The instruction that `Instruction.to_json` wrote; ValueError for anything else."""
-    if not isinstance(data, dict) or data.get("op") not in BY_OP:
+    if not isinstance(data, dict) or not isinstance(data.get("op"), str) or data["op"] not in BY_OP:
         raise ValueError(f"code: expected an entry with op in {sorted(BY_OP)}, got {data!r:.80}")
-    cls = BY_OP[data["op"]]
-    hints = typing.get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}
-    unknown = set(data) - set(known) - {"op"}
-    missing = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING} - set(data)
-    if unknown or missing:
-        raise ValueError(f"code: {cls.op} has unknown fields {sorted(unknown)} or lacks {sorted(missing)}")
-    return cls(**{name: _decode(f"{cls.op}.{name}", hints[name], data[name]) for name in known if name in data})
-
-
-def _decode(name: str, hint: Any, data: Any) -> Any:
-    if isinstance(hint, types.UnionType):
-        hint = next(one for one in typing.get_args(hint) if one is not types.NoneType)
-    try:
-        if hint in (Index, Ref, Head):
-            return hint.from_json(data)
-        if typing.get_origin(hint) is tuple:
-            return tuple(tuple(int(one) for one in tap) for tap in data)
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise ValueError(f"{name}: not a valid {getattr(hint, '__name__', hint)}: {data!r:.80}") from error
-    number = hint is float and isinstance(data, int)
-    if isinstance(data, bool) or not (isinstance(data, hint) or number):
-        raise ValueError(f"{name}: expected {hint.__name__}, got {data!r:.80}")
-    return float(data) if hint is float else data
+    rest = {name: value for name, value in data.items() if name != "op"}
+    return codec.decode(BY_OP[data["op"]], f"code: {data['op']}", rest)

@@ -17,9 +17,7 @@ def split(head: Head, params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, K, C = params.shape[0], head.components, head.channels
     if head.kind == "normal":
         params = torch.cat([torch.zeros_like(params[:, :1]), params], 1)
-    logits, means, log_scales, coefficients = torch.split(
-        params, [K, C * K, C * K, C * (C - 1) // 2 * K], 1
-    )
+    logits, means, log_scales, coefficients = torch.split(params, [K, C * K, C * K, C * (C - 1) // 2 * K], 1)
     if head.min_log_scale is not None:
         log_scales = log_scales.clamp(min=head.min_log_scale)
     return logits, means.view(B, C, K), log_scales.view(B, C, K), coefficients.view(B, -1, K)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastar.sampling import instructions
+from fastar.sampling import codec, instructions
 from fastar.sampling.index import Index
 from fastar.sampling.instructions import End, Instruction, Loop, When
 
@@ -28,6 +28,11 @@ class Value:
     dtype: str = "int"
     channels: int = 1
     levels: int | None = None
+
+    @staticmethod
+    def from_json(data: Any) -> Value:
+        """The value that `vars` gave."""
+        return codec.decode(Value, "value", data)
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,23 @@ class Buffer:
     def width(self) -> int:
         """The number of channels."""
         return self.shape[-1]
+
+    @staticmethod
+    def from_json(data: Any) -> Buffer:
+        """The buffer that `vars` gave."""
+        return codec.decode(Buffer, "buffer", data)
+
+
+@dataclass(frozen=True)
+class _Header:
+    # What program.json holds beside the code.
+    name: str
+    value: Value
+    positions: int | None
+    limit: int | None
+    shape: tuple[int, ...] | None
+    layout: str | None
+    buffers: tuple[Buffer, ...]
 
 
 @dataclass(frozen=True)
@@ -114,20 +136,13 @@ class Program:
         if data.get("format") != FORMAT or data.get("version") != VERSION:
             came = f"{data.get('format')!r}, version {data.get('version')!r}"
             raise ValueError(f"program: expected {FORMAT!r}, version {VERSION}, got {came}")
-        try:
-            program = Program(
-                name=data["name"],
-                value=Value(**data["value"]),
-                positions=data["positions"],
-                limit=data["limit"],
-                shape=None if data["shape"] is None else tuple(data["shape"]),
-                layout=data["layout"],
-                buffers=tuple(Buffer(**{**one, "shape": tuple(one["shape"])}) for one in data["buffers"]),
-                weights=dict(weights),
-                code=tuple(instructions.from_json(one) for one in data["code"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"program: a field is missing, unknown or of the wrong type: {error}") from error
+        header = codec.decode(
+            _Header, "program", {k: v for k, v in data.items() if k not in ("format", "version", "code")}
+        )
+        if not isinstance(data.get("code"), list):
+            raise ValueError("code: expected a list")
+        code = tuple(instructions.from_json(one) for one in data["code"])
+        program = Program(**vars(header), weights=dict(weights), code=code)
         validate(program)
         return program
 

@@ -57,7 +57,9 @@ class Reference:
         """Take other weights of the same names, shapes and dtypes."""
         self.program = self.program.with_weights(weights)
         self.weights = {
-            name: t.to(self.device, self.dtype if t.is_floating_point() else t.dtype) for name, t in weights.items()
+            # Copies: a model that trains on must not change the sampler under way.
+            name: t.to(self.device, self.dtype if t.is_floating_point() else t.dtype, copy=True)
+            for name, t in weights.items()
         }
 
     def start(self, request: Request, trace: bool = False) -> Run:
@@ -214,8 +216,8 @@ class Run:
         """Continue from a record of `state_dict`; ValueError for one of another program or of another request."""
         if state.get("program") != fingerprint(self.program):
             raise ValueError(f"state: recorded by another program than {self.program.name}")
-        for name, have in [*((name, getattr(self, name)) for name in _TENSORS), *self.machine.buffers.items()]:
-            came = state[name] if name in _TENSORS else state["buffers"][name]
+        own = [(name, getattr(self, name), state[name]) for name in _TENSORS]
+        for name, have, came in own + [(name, t, state["buffers"][name]) for name, t in self.machine.buffers.items()]:
             if came.shape != have.shape or came.dtype != have.dtype:
                 raise ValueError(
                     f"state: {name} is {came.dtype} {list(came.shape)}, expected {have.dtype} {list(have.shape)}"

@@ -51,7 +51,7 @@ def make(
     program: Program,
     n: int,
     *,
-    seed: int | Sequence[int],
+    seed: int | Sequence[int] | Tensor,
     length: int | Sequence[int] | Tensor | None = None,
     row_offset: int = 0,
     options: Options | None = None,
@@ -92,8 +92,10 @@ def make(
     )
 
 
-def _seeds(n: int, seed: int | Sequence[int]) -> Tensor:
-    each = [seed] * n if isinstance(seed, int) else list(seed)
+def _seeds(n: int, seed: int | Sequence[int] | Tensor) -> Tensor:
+    if isinstance(seed, Tensor):
+        seed = seed.tolist()
+    each = list(seed) if isinstance(seed, Sequence) else [seed] * n
     if len(each) != n:
         raise ValueError(f"seed: expected one, or one per row ({n}), got {len(each)}")
     return torch.tensor([as_int64(one) for one in each], dtype=torch.int64)

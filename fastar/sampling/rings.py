@@ -62,8 +62,8 @@ def _writes(program: Program, name: str) -> Iterator[tuple[int, Ref]]:
 
 def _reads(program: Program, name: str) -> Iterator[tuple[int, Index]]:
     for place, step in enumerate(program.code):
-        for field, ref in step.refs():
-            if ref.buffer == name and ref not in step.writes:
+        for field, ref in step.reads:
+            if ref.buffer == name:
                 for offset in _first_offsets(step, field):
                     yield place, ref.at[0] + offset
 

@@ -8,7 +8,7 @@ import torch
 
 from fastar._checks import FLOATS
 from fastar.sampling import order
-from fastar.sampling.instructions import Accumulate, Attention, Elementwise, End, Instruction, Loop, TappedLinear, When
+from fastar.sampling.instructions import Attention, Cell, Elementwise, End, Instruction, Loop, TappedLinear, When
 from fastar.sampling.operands import CHECKS, Operands, is_int
 from fastar.sampling.program import Buffer, Program, jumps
 from fastar.sampling.rings import apart, check_rings
@@ -129,8 +129,8 @@ class _Validator(Operands):
             self.ref(name, ref, tapped=isinstance(step, TappedLinear) and name == "source")
         CHECKS[type(step)](self, step)
         self.aliasing(step)
-        for name, ref in step.refs():
-            if self.buffers[ref.buffer].kind == "scratch" and (ref not in step.writes or isinstance(step, Accumulate)):
+        for name, ref in step.reads:
+            if self.buffers[ref.buffer].kind == "scratch":
                 fine = written.covers(ref, self.ranges)
                 self.require(fine, f"{name}: {ref} is read before it is written in this pass")
         for ref in step.writes:
@@ -139,9 +139,12 @@ class _Validator(Operands):
                 written.add(ref)
 
     def aliasing(self, step: Instruction) -> None:
+        if isinstance(step, Cell) and step.cell_out is not None and step.cell_out.buffer == step.out.buffer:
+            fine = apart(self.buffers[step.out.buffer], step.cell_out, step.out)
+            self.require(fine, f"cell_out: {step.cell_out} may overlap out, {step.out}")
         for written in step.writes:
-            for name, read in step.refs():
-                if read is written or read.buffer != written.buffer:
+            for name, read in step.reads:
+                if read.buffer != written.buffer or name == "out":
                     continue
                 double = isinstance(step, Elementwise) and step.function == "concat_elu"
                 same = read == written and name in step.in_place and not double
@@ -152,7 +155,7 @@ class _Validator(Operands):
     def life(self) -> None:
         written = {ref.buffer for step in self.program.code for ref in step.writes}
         for place, step in enumerate(self.program.code):
-            read = {ref.buffer for _, ref in step.refs() if ref not in step.writes}
+            read = {ref.buffer for _, ref in step.reads}
             if isinstance(step, Attention):
                 read |= {step.keys, step.values}
             for name in sorted(read - written):
