@@ -26,12 +26,13 @@ T* address(const py::handle& value) {
 }
 
 std::shared_ptr<Plan> make_plan(const py::object& program, const py::dict& weights, const std::string& precision,
-                                int threads, std::int64_t rows) {
+                                int threads, std::int64_t rows, const std::string& sharing) {
     const std::map<std::string, cpu::Precision> precisions{{"float32", cpu::Precision::kFloat32},
                                                            {"bfloat16", cpu::Precision::kBfloat16},
                                                            {"int8", cpu::Precision::kInt8}};
     cpu::Program read = read_program(program, weights);
-    const cpu::PlanOptions options{.precision = precisions.at(precision), .threads = threads, .rows = rows};
+    cpu::PlanOptions options{.precision = precisions.at(precision), .threads = threads, .rows = rows, .sharing = {}};
+    if (sharing != "auto") options.sharing = sharing == "rows" ? cpu::Sharing::kRows : cpu::Sharing::kSteps;
     const py::gil_scoped_release release;
     return std::make_shared<Plan>(std::move(read), options);
 }
@@ -95,7 +96,7 @@ py::object failure(const Run& run) {
 void bind_executor(py::module_& module) {
     py::class_<Plan, std::shared_ptr<Plan>>(module, "Plan", "A step program, packed for the cpu executor.")
         .def(py::init(&make_plan), py::arg("program"), py::arg("weights"), py::arg("precision"), py::arg("threads"),
-             py::arg("rows"))
+             py::arg("rows"), py::arg("sharing"))
         .def_readonly("threads", &Plan::threads)
         .def_property_readonly(
             "sharing", [](const Plan& p) { return p.sharing == cpu::Sharing::kRows ? "rows" : "steps"; })

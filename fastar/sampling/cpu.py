@@ -17,6 +17,7 @@ from fastar.sampling.reference import fingerprint
 from fastar.sampling.request import Request
 
 PRECISIONS = ("float32", "bfloat16", "int8")
+SHARINGS = ("auto", "rows", "steps")
 
 _REASONS = {
     "not_a_number": "a parameter of the draw is NaN",
@@ -43,14 +44,24 @@ class Cpu:
 
     `precision` is how matrices are kept: float32, bfloat16 (inputs are rounded alike, sums are float32) or int8 with a
     scale per output (inputs are quantised per row). Buffers are float32 throughout. `rows` is the batch that the work is
-    shared out for; a run may have any other.
+    shared out for; a run may have any other. `sharing` is how: each thread alone with its own rows, all threads together
+    at the steps of all rows, or whichever a cost model prefers.
     """
 
     name = "cpu"
 
-    def __init__(self, program: Program, precision: str = "float32", threads: int | None = None, rows: int = 1) -> None:
+    def __init__(
+        self,
+        program: Program,
+        precision: str = "float32",
+        threads: int | None = None,
+        rows: int = 1,
+        sharing: str = "auto",
+    ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if sharing not in SHARINGS:
+            raise ValueError(f"sharing: expected one of {', '.join(SHARINGS)}, got {sharing!r}")
         for name, number in (("threads", threads), ("rows", rows)):
             if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
                 raise ValueError(f"{name}: expected a positive integer, got {number!r}")
@@ -59,6 +70,7 @@ class Cpu:
         self.dtype = torch.float32
         self.threads = threads or len(os.sched_getaffinity(0))
         self.rows = rows
+        self.sharing = sharing
         self.repack(program.weights)
 
     def repack(self, weights: Mapping[str, Tensor]) -> None:
@@ -70,7 +82,7 @@ class Cpu:
         }
         records = {name: (t.data_ptr(), tuple(t.shape), t.dtype == torch.int32) for name, t in held.items()}
         # The plan copies what it needs, so nothing holds these weights any longer than this call.
-        self.plan = native.core().Plan(self.program, records, self.precision, self.threads, self.rows)
+        self.plan = native.core().Plan(self.program, records, self.precision, self.threads, self.rows, self.sharing)
 
     def start(self, request: Request) -> Run:
         """A run at its first position."""

@@ -137,13 +137,16 @@ std::unique_ptr<Step> Compiler::matrix(const Instruction& i) {
         std::copy(tap.begin(), tap.end(), t.begin());
         s->taps.push_back(t);
     }
-    s->tap_end = static_cast<int>(s->taps.size());
+    s->tap_begin = i.tap_begin;
+    s->tap_end = i.last_tap();
+    s->partial = place(i.partial);
     if (spans) {
         s->span = cpu::resolve(*i.index);
         s->spans = store_.integers(i.spans);
         s->reach = store_.integers(i.reach);
     }
-    const std::int64_t taps = std::max<std::int64_t>(1, s->tap_end);
+    const auto taps = std::max<std::int64_t>(1, static_cast<std::int64_t>(s->taps.size()));
+    const double part = s->taps.empty() ? 1.0 : static_cast<double>(s->tap_end - s->tap_begin) / static_cast<double>(taps);
     const std::int64_t inputs = taps * s->source.width;
     const std::int64_t outputs = s->out.width;
     s->matrix = store_.matrix(i.weight, banked ? shape[0] : 1, outputs, inputs, spans || prefers_rows(outputs));
@@ -152,8 +155,8 @@ std::unique_ptr<Step> Compiler::matrix(const Instruction& i) {
     const double used = spans ? 1.0 / static_cast<double>(std::max<std::int64_t>(
                                           1, program_.weights[size(i.spans)].shape[0] - 1))
                               : 1.0;
-    s->bytes = static_cast<double>(s->matrix->bank_bytes) * used;
-    s->work = static_cast<double>(outputs * inputs) * used;
+    s->bytes = static_cast<double>(s->matrix->bank_bytes) * used * part;
+    s->work = static_cast<double>(outputs * inputs) * used * part;
     s->outputs = {s->out};
     s->sizes.segments = size(taps);
     s->sizes.staging = size(kRowBlock * (s->matrix->inputs * 2 + 16));

@@ -1,21 +1,17 @@
 #include "cpu/executor/plan.h"
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <numeric>
 #include <utility>
 
+#include "cpu/executor/loosen.h"
+#include "cpu/executor/schedule.h"
+
 
 namespace fastar::cpu {
 namespace {
-
-bool is_control(Op op) {
-    return op == Op::kLoop || op == Op::kWhen || op == Op::kEnd;
-}
-
-bool completes(const Instruction& i) {
-    return (i.op == Op::kDraw && !i.out) || i.op == Op::kEmit;
-}
 
 Entry control_of(const Instruction& i) {
     Entry e{.control = Control::kEnd, .place = i.place, .index = {}};
@@ -44,7 +40,10 @@ void WorkspaceSizes::cover(const WorkspaceSizes& other) {
 }
 
 Plan::Plan(Program given, const PlanOptions& wanted)
-    : program(std::move(given)), options(wanted), layout(program), store(program, options.precision) {
+    : program(wanted.threads > 1 ? loosen(std::move(given), wanted.precision) : std::move(given)),
+      options(wanted),
+      layout(program),
+      store(program, options.precision) {
     Compiler compiler(program, layout, store);
     for (const Buffer& one : program.buffers) {
         initial.emplace_back();
@@ -63,8 +62,16 @@ Plan::Plan(Program given, const PlanOptions& wanted)
         one.floats = nullptr;
         one.integers = nullptr;
     }
-    threads = std::max(1, options.threads);
-    share_rows();
+    // A thread without rows would only wait.
+    const auto for_rows = static_cast<int>(std::clamp<std::int64_t>(options.rows, 1, options.threads));
+    predicted_ns = share_rows(for_rows);
+    if (options.threads > 1) {
+        const double apart = predicted_ns;
+        predicted_ns = share_steps(options.threads);
+        if (options.sharing == Sharing::kRows || (!options.sharing && apart <= predicted_ns)) {
+            predicted_ns = share_rows(for_rows);
+        }
+    }
 }
 
 void Plan::build(Compiler& compiler) {
@@ -73,7 +80,7 @@ void Plan::build(Compiler& compiler) {
     const auto& code = program.code;
     for (std::size_t at = 0; at < code.size(); ++at) {
         const Instruction& i = code[at];
-        if (is_control(i.op)) {
+        if (i.is_control()) {
             Entry e = control_of(i);
             if (e.control == Control::kEnd) {
                 e.jump = open.back();
@@ -91,28 +98,55 @@ void Plan::build(Compiler& compiler) {
             blocks.emplace_back();
         }
         Block& block = blocks.back();
+        block.accesses.push_back(cpu::accesses(i));
         std::unique_ptr<Step> both = at + 1 < code.size() ? compiler.fused(i, code[at + 1]) : nullptr;
-        if (both) ++at;
+        if (both) {
+            const Accesses second = cpu::accesses(code[++at]);
+            auto& merged = block.accesses.back();
+            merged.reads.insert(merged.reads.end(), second.reads.begin(), second.reads.end());
+            merged.writes.insert(merged.writes.end(), second.writes.begin(), second.writes.end());
+        }
         block.steps.push_back(both ? std::move(both) : compiler.step(i));
-        block.completes = completes(code[at]);
+        block.completes = code[at].completes();
         fresh = block.completes;
     }
 }
 
-void Plan::share_rows() {
+double Plan::share_rows(int count) {
     sharing = Sharing::kRows;
-    // A thread without rows would only wait.
-    threads = static_cast<int>(std::min<std::int64_t>(threads, std::max<std::int64_t>(1, options.rows)));
+    threads = count;
+    const CostModel model(static_cast<double>(store.bytes()) * count, count);
+    const double rows = std::ceil(static_cast<double>(options.rows) / count);
+    double ns = 0.0;
     for (Block& block : blocks) {
-        block.tasks.assign(static_cast<std::size_t>(threads), {});
-        block.signals.assign(static_cast<std::size_t>(threads), 0);
-        for (int t = 0; t < threads; ++t) {
-            for (const auto& step : block.steps) {
-                block.tasks[static_cast<std::size_t>(t)].push_back(
-                    {step.get(), 0, step->units, t, threads, 0, 0, false});
+        block.waits.clear();
+        block.tasks.assign(static_cast<std::size_t>(count), {});
+        block.signals.assign(static_cast<std::size_t>(count), 0);
+        for (const auto& step : block.steps) {
+            ns += model.step(*step, 1.0, rows);
+            for (int t = 0; t < count; ++t) {
+                block.tasks[static_cast<std::size_t>(t)].push_back({step.get(), 0, step->units, t, count, 0, 0, false});
             }
         }
     }
+    return ns;
+}
+
+double Plan::share_steps(int count) {
+    sharing = Sharing::kSteps;
+    threads = count;
+    const CostModel model(static_cast<double>(store.bytes()), count);
+    double ns = 0.0;
+    for (Block& block : blocks) {
+        std::vector<std::vector<std::size_t>> before(block.steps.size());
+        for (std::size_t i = 0; i < block.steps.size(); ++i) {
+            for (std::size_t j = 0; j < i; ++j) {
+                if (depends(program, block.accesses[j], block.accesses[i])) before[i].push_back(j);
+            }
+        }
+        ns += schedule(block, before, count, std::max<std::int64_t>(1, options.rows), model);
+    }
+    return ns;
 }
 
 }  // namespace fastar::cpu

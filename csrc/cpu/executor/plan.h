@@ -4,9 +4,11 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "cpu/executor/access.h"
 #include "cpu/executor/compile.h"
 #include "cpu/executor/matrices.h"
 #include "cpu/executor/places.h"
@@ -14,10 +16,14 @@
 
 namespace fastar::cpu {
 
+// How rows and threads meet: every thread alone with its rows, or all threads together at all rows.
+enum class Sharing { kRows, kSteps };
+
 struct PlanOptions {
     Precision precision = Precision::kFloat32;
     int threads = 1;
     std::int64_t rows = 1;  // of the runs to expect; a run may have any number
+    std::optional<Sharing> sharing;  // absent: whichever the cost model prefers
 };
 
 // A step, or a part of one, in a thread's order. It starts when each awaited thread has come as far as it says.
@@ -42,6 +48,7 @@ struct Wait {
 // Instructions without control flow among them.
 struct Block {
     std::vector<std::unique_ptr<Step>> steps;
+    std::vector<Accesses> accesses;        // of each step
     std::vector<std::vector<Task>> tasks;  // of each thread
     std::vector<Wait> waits;
     std::vector<std::uint64_t> signals;  // of each thread
@@ -64,9 +71,6 @@ struct Entry {
     std::size_t block = 0;
 };
 
-// How rows and threads meet: every thread alone with its rows, or all threads together at all rows.
-enum class Sharing { kRows, kSteps };
-
 struct Plan {
     Plan(Program program, const PlanOptions& options);
 
@@ -84,7 +88,8 @@ struct Plan {
 
   private:
     void build(Compiler& compiler);
-    void share_rows();
+    double share_rows(int threads);
+    double share_steps(int threads);
 };
 
 }  // namespace fastar::cpu

@@ -95,6 +95,10 @@ struct Instruction {
     std::optional<Index> index;  // also bank, row, base, newest
     std::optional<Index> position;
     std::vector<std::vector<std::int64_t>> taps;
+    // A plan may take the taps from tap_begin to tap_end only (-1: all), going on from the sums in `partial`.
+    int tap_begin = 0;
+    int tap_end = -1;
+    std::optional<Ref> partial;
     std::int64_t channel = 0;
     std::optional<std::int64_t> first_symbol;
     int keys = -1;
@@ -112,6 +116,11 @@ struct Instruction {
     CellKind cell_kind = CellKind::kTanh;
     Elementwise elementwise = Elementwise::kUnary;
     Head head{};
+
+    bool is_control() const { return op == Op::kLoop || op == Op::kWhen || op == Op::kEnd; }
+    // Whether a position is complete after it.
+    bool completes() const { return (op == Op::kDraw && !out) || op == Op::kEmit; }
+    int last_tap() const { return tap_end < 0 ? static_cast<int>(taps.size()) : tap_end; }
 };
 
 struct Program {
