@@ -84,6 +84,24 @@ std::int64_t advance(Run& run, std::int64_t positions) {
     return total;
 }
 
+// Per block and thread: (code entry, first unit, end, waits) of each task, in order.
+py::list tasks(const Plan& plan) {
+    py::list blocks;
+    for (const cpu::Block& block : plan.blocks) {
+        py::list threads;
+        for (const auto& own : block.tasks) {
+            py::list entries;
+            for (const cpu::Task& task : own) {
+                entries.append(py::make_tuple(task.step->place, task.unit_begin, task.unit_end,
+                                              task.wait_end - task.wait_begin));
+            }
+            threads.append(entries);
+        }
+        blocks.append(threads);
+    }
+    return blocks;
+}
+
 py::object failure(const Run& run) {
     static const char* const names[] = {"", "not_a_number", "no_support", "not_given", "not_finite"};
     const cpu::Failure& f = run.failure();
@@ -101,6 +119,7 @@ void bind_executor(py::module_& module) {
         .def_property_readonly(
             "sharing", [](const Plan& p) { return p.sharing == cpu::Sharing::kRows ? "rows" : "steps"; })
         .def_readonly("predicted_ns", &Plan::predicted_ns)
+        .def_property_readonly("tasks", &tasks)
         .def_property_readonly("weight_bytes", [](const Plan& p) { return p.store.bytes(); })
         .def_property_readonly("row_bytes", [](const Plan& p) { return p.layout.row_stride * 4; });
     py::class_<Run>(module, "Run", "A run of a Plan; borrows the memory that its request names.")

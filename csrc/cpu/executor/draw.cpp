@@ -20,10 +20,6 @@ bool is_discrete(const Head& head) {
     return head.kind == HeadKind::kBernoulli || head.kind == HeadKind::kCategorical;
 }
 
-double log_sigmoid(double z) {
-    return z < 0 ? z - std::log1p(std::exp(z)) : -std::log1p(std::exp(-z));
-}
-
 struct Uniforms {
     const Frame& frame;
     std::int64_t row;
@@ -50,19 +46,27 @@ Outcome draw_bernoulli(const float* params, const Request& r, const ChoiceOption
                        const Head& head, const double* known, std::int32_t* order, double* value) {
     const double z = params[0];
     if (z != z) return {FailureKind::kNotANumber};
+    bool drawn = false;
     if (known) {
         *value = *known;
     } else if (r.greedy && !options.allowed) {
         *value = z > 0 ? 1.0 : 0.0;
-    } else if (options.allowed || options.top_k > 0 || options.top_p > 0) {
+    } else if (!options.allowed && options.top_k == 0 && options.top_p == 0) {
+        drawn = true;
+    } else {
         double both[2] = {0.0, z};
         const std::int64_t k = choose(both, 2, u(head, 0), options, order);
         if (k < 0) return {FailureKind::kNoSupport};
         *value = static_cast<double>(k);
-    } else {
-        *value = u(head, 0) * (1 + std::exp(-z / options.temperature)) < 1 ? 1.0 : 0.0;
     }
-    return {FailureKind::kNone, log_sigmoid(*value > 0 ? z : -z)};
+    if (drawn) {
+        // u < sigmoid(z / t) without a function of z: at one row the next step waits for this value, while the logit of u
+        // is known long before.
+        const double uniform = u(head, 0);
+        *value = static_cast<double>(z > options.temperature * std::log(uniform / (1 - uniform)));
+    }
+    const double against = *value > 0 ? -z : z;
+    return {FailureKind::kNone, -std::max(against, 0.0) - std::log(1 + std::exp(-std::fabs(z)))};
 }
 
 Outcome draw_categorical(const float* z, std::int64_t n, const ChoiceOptions& options, const Uniforms& u,

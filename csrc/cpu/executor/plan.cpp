@@ -72,6 +72,7 @@ Plan::Plan(Program given, const PlanOptions& wanted)
             predicted_ns = share_rows(for_rows);
         }
     }
+    teams = std::make_unique<TeamPool>(threads);
 }
 
 void Plan::build(Compiler& compiler) {

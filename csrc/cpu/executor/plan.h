@@ -13,6 +13,7 @@
 #include "cpu/executor/matrices.h"
 #include "cpu/executor/places.h"
 #include "cpu/executor/program.h"
+#include "cpu/executor/team.h"
 
 namespace fastar::cpu {
 
@@ -31,7 +32,7 @@ struct Task {
     const Step* step;
     std::int64_t unit_begin;
     std::int64_t unit_end;
-    // The task's rows are those of part row_part of row_parts.
+    // The task's rows are those of part row_part of row_parts, which is 1 or the number of threads.
     int row_part;
     int row_parts;
     int wait_begin;  // in Block::waits
@@ -84,6 +85,7 @@ struct Plan {
     WorkspaceSizes sizes;
     Sharing sharing = Sharing::kRows;
     int threads = 1;  // in use
+    std::unique_ptr<TeamPool> teams;
     double predicted_ns = 0.0;  // per pass over all blocks, for options.rows
 
   private:

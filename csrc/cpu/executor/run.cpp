@@ -1,7 +1,5 @@
 #include "cpu/executor/run.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -67,6 +65,8 @@ Run::Run(std::shared_ptr<const Plan> plan, Request request)
         one.workspace.order.resize(workspace_size(sizes.order));
         one.base.resize(threads_.size());
     }
+    const std::int64_t parts = plan_->threads;
+    for (std::int64_t t = 0; t <= parts; ++t) row_cuts_.push_back(request_.rows * t / parts);
     cursor_.variables.resize(static_cast<std::size_t>(std::max(1, plan_->program.variables)));
 }
 
@@ -77,12 +77,7 @@ bool Run::finished() const {
 
 std::int64_t Run::advance(std::int64_t positions, double milliseconds) {
     if (failure_.kind != FailureKind::kNone) return 0;
-    if (!team_ || owner_ != getpid()) {
-        // After a fork the old threads are the parent's: their handles are given up, not joined.
-        if (team_ && owner_ != getpid()) static_cast<void>(team_.release());
-        team_ = std::make_unique<Team>(plan_->threads);
-        owner_ = getpid();
-    }
+    std::unique_ptr<Team> team = plan_->teams->take();
     using Clock = std::chrono::steady_clock;
     const auto begin = Clock::now();
     const auto elapsed = [&] { return std::chrono::duration<double, std::milli>(Clock::now() - begin).count(); };
@@ -103,7 +98,7 @@ std::int64_t Run::advance(std::int64_t positions, double milliseconds) {
             one.cursor = cursor_;
             one.failure = {};
         }
-        team_->run([&](int thread) { carry(thread, next); });
+        team->run([&](int thread) { carry(thread, next); });
         cursor_ = threads_[0].cursor;
         for (const Thread& one : threads_) {
             if (one.failure.kind == FailureKind::kNone) continue;
@@ -116,6 +111,7 @@ std::int64_t Run::advance(std::int64_t positions, double milliseconds) {
         piece *= 4;
         if (positions_per_ms_ == 0.0) positions_per_ms_ = 1.0;
     }
+    plan_->teams->give_back(std::move(team));
     return cursor_.done - before;
 }
 
@@ -183,8 +179,8 @@ void Run::run_block(int number, Thread& thread, const Block& block) {
             const Wait& wait = block.waits[static_cast<std::size_t>(w)];
             await(wait.thread, wait.count);
         }
-        frame.row_begin = request_.rows * task.row_part / task.row_parts;
-        frame.row_end = request_.rows * (task.row_part + 1) / task.row_parts;
+        frame.row_begin = task.row_parts == 1 ? 0 : row_cuts_[static_cast<std::size_t>(task.row_part)];
+        frame.row_end = task.row_parts == 1 ? request_.rows : row_cuts_[static_cast<std::size_t>(task.row_part) + 1];
         frame.unit_begin = task.unit_begin;
         frame.unit_end = task.unit_end;
         if (frame.row_begin < frame.row_end) task.step->run(*task.step, frame);

@@ -1,8 +1,6 @@
 // A run of a plan: its rows' buffers, its place, and the threads that carry it on.
 #pragma once
 
-#include <sys/types.h>
-
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -64,14 +62,13 @@ class Run {
     Request request_;
     AlignedBytes arena_;
     std::vector<Space> spaces_;
+    std::vector<std::int64_t> row_cuts_;  // where each thread's rows begin, and the end
     std::vector<Thread> threads_;
     std::vector<Progress> progress_;
     std::atomic<bool> failed_{false};
     Cursor cursor_;
     Failure failure_;
     double positions_per_ms_ = 0.0;
-    std::unique_ptr<Team> team_;
-    pid_t owner_ = 0;
 };
 
 }  // namespace fastar::cpu

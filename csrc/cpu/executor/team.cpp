@@ -1,5 +1,9 @@
 #include "cpu/executor/team.h"
 
+#include <unistd.h>
+
+#include <utility>
+
 namespace fastar::cpu {
 namespace {
 
@@ -56,6 +60,30 @@ void Team::serve(int number) {
         (*body_)(number);
         busy_.fetch_sub(1, std::memory_order_release);
     }
+}
+
+TeamPool::~TeamPool() {
+    // After a fork the threads are the parent's: their handles are given up, not joined.
+    if (owner_ == getpid()) return;
+    for (auto& one : idle_) static_cast<void>(one.release());
+}
+
+std::unique_ptr<Team> TeamPool::take() {
+    std::lock_guard lock(mutex_);
+    if (owner_ != getpid()) {
+        for (auto& one : idle_) static_cast<void>(one.release());
+        idle_.clear();
+        owner_ = getpid();
+    }
+    if (idle_.empty()) return std::make_unique<Team>(threads_);
+    std::unique_ptr<Team> team = std::move(idle_.back());
+    idle_.pop_back();
+    return team;
+}
+
+void TeamPool::give_back(std::unique_ptr<Team> team) {
+    std::lock_guard lock(mutex_);
+    idle_.push_back(std::move(team));
 }
 
 }  // namespace fastar::cpu

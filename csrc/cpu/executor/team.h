@@ -1,10 +1,13 @@
 // The executor's own threads: they spin while a run is under way and sleep between runs.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -55,6 +58,23 @@ class Team {
     std::atomic<bool> stopping_{false};
     std::mutex mutex_;
     std::condition_variable wake_;
+};
+
+// Teams that outlive the runs that borrow them: starting threads takes longer than many a run.
+class TeamPool {
+  public:
+    explicit TeamPool(int threads) : threads_(threads) {}
+    ~TeamPool();
+
+    // A team that nobody else uses until it is given back.
+    std::unique_ptr<Team> take();
+    void give_back(std::unique_ptr<Team> team);
+
+  private:
+    int threads_;
+    std::mutex mutex_;
+    std::vector<std::unique_ptr<Team>> idle_;
+    pid_t owner_ = 0;
 };
 
 }  // namespace fastar::cpu

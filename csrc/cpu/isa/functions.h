@@ -18,6 +18,7 @@ inline Lanes polynomial(Lanes x, const float (&c)[N]) {
 
 // Arguments beyond +-86 are clamped: what follows divides by 1 + exp, which must stay below 2^126.
 constexpr float kLargestExponent = 86.0f;
+constexpr float kRounder = 12582912.0f;
 
 // e^r - 1 - r over r^2, for |r| <= ln 2 / 2.
 constexpr float kExpCore[] = {1.392692661e-3f, 8.363773874e-3f, 0.04166655011f, 0.1666657338f, 0.5f};
@@ -38,9 +39,18 @@ inline Lanes exp(Lanes x) {
     return pick(splat(88.72284f) < x, splat(__builtin_inff()), y);
 }
 
+// 1 / (1 + 2^t), t = -x log2 e: the function of which a NADE computes one per hidden unit and step, so every operation
+// counts. The remainder of t comes out of one rounding.
 inline Lanes sigmoid(Lanes x) {
-    const Lanes z = at_least(at_most(splat(0.0f) - x, splat(kLargestExponent)), splat(-kLargestExponent));
-    return reciprocal(exp_unchecked(z) + splat(1.0f));
+    // 2^r for |r| <= 1/2.
+    constexpr float kPower[] = {1.339086336e-3f, 9.676031918e-3f, 0.05550357114f, 0.2402210749f, 0.693147188f, 1.000000075f};
+    const Lanes minus_log2e = splat(-1.44269504f);
+    const Lanes bounded = at_most(at_least(x, splat(-kLargestExponent)), splat(kLargestExponent));
+    // Adding 1.5 * 2^23 rounds t to a whole number and leaves it in the lowest bits, from where it can be added to the
+    // exponent of 2^r: the multipliers, which are what this loop runs out of, are spared.
+    const Lanes shifted = fma(bounded, minus_log2e, splat(kRounder));
+    const Lanes r = fused_difference(bounded, minus_log2e, shifted - splat(kRounder));
+    return reciprocal(add_to_exponent(polynomial(r, kPower), shifted) + splat(1.0f));
 }
 
 inline Lanes tanh(Lanes x) {

@@ -60,6 +60,10 @@ inline Mask operator<(Lanes a, Lanes b) {
 inline Lanes fma(Lanes a, Lanes b, Lanes c) {
     return {_mm512_fmadd_ps(a.v, b.v, c.v)};
 }
+// a b - c
+inline Lanes fused_difference(Lanes a, Lanes b, Lanes c) {
+    return {_mm512_fmsub_ps(a.v, b.v, c.v)};
+}
 // Where a lane of `a` is not a number, so is the result: minimum and maximum return their second operand then.
 inline Lanes at_least(Lanes a, Lanes low) {
     return {_mm512_max_ps(low.v, a.v)};
@@ -85,6 +89,11 @@ inline Lanes with_sign(Lanes a, Lanes s) {
 // a 2^n for whole n.
 inline Lanes scale_by_power(Lanes a, Lanes n) {
     return {_mm512_scalef_ps(a.v, n.v)};
+}
+// a 2^n, where the lowest bits of `shifted` are n and neither a nor the result leaves the normal numbers.
+inline Lanes add_to_exponent(Lanes a, Lanes shifted) {
+    const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
+    return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), n))};
 }
 inline Lanes square_root(Lanes a) {
     return {_mm512_sqrt_ps(a.v)};
@@ -138,6 +147,9 @@ inline Mask operator<(Lanes a, Lanes b) {
 inline Lanes fma(Lanes a, Lanes b, Lanes c) {
     return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
+inline Lanes fused_difference(Lanes a, Lanes b, Lanes c) {
+    return {_mm256_fmsub_ps(a.lo, b.lo, c.lo), _mm256_fmsub_ps(a.hi, b.hi, c.hi)};
+}
 inline Lanes at_least(Lanes a, Lanes low) {
     return {_mm256_max_ps(low.lo, a.lo), _mm256_max_ps(low.hi, a.hi)};
 }
@@ -172,6 +184,13 @@ inline __m256 times_power(__m256 a, __m256 n) {
 }
 inline Lanes scale_by_power(Lanes a, Lanes n) {
     return {times_power(a.lo, n.lo), times_power(a.hi, n.hi)};
+}
+inline __m256 exponent_sum(__m256 a, __m256 shifted) {
+    const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(shifted), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a), n));
+}
+inline Lanes add_to_exponent(Lanes a, Lanes shifted) {
+    return {exponent_sum(a.lo, shifted.lo), exponent_sum(a.hi, shifted.hi)};
 }
 inline Lanes square_root(Lanes a) {
     return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)};
@@ -239,6 +258,9 @@ inline Mask operator<(Lanes a, Lanes b) {
 inline Lanes fma(Lanes a, Lanes b, Lanes c) {
     return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
 }
+inline Lanes fused_difference(Lanes a, Lanes b, Lanes c) {
+    return each([&](int i) { return a.v[i] * b.v[i] - c.v[i]; });
+}
 inline Lanes at_least(Lanes a, Lanes low) {
     return each([&](int i) { return low.v[i] > a.v[i] ? low.v[i] : a.v[i]; });
 }
@@ -268,6 +290,15 @@ inline Lanes scale_by_power(Lanes a, Lanes n) {
         std::memcpy(factor, bits, sizeof bits);
         return a.v[i] * factor[0] * factor[1];
     });
+}
+inline Lanes add_to_exponent(Lanes a, Lanes shifted) {
+    std::uint32_t bits[kLanes];
+    std::uint32_t n[kLanes];
+    std::memcpy(bits, a.v, sizeof bits);
+    std::memcpy(n, shifted.v, sizeof n);
+    for (int i = 0; i < kLanes; ++i) bits[i] += n[i] << 23;
+    std::memcpy(a.v, bits, sizeof bits);
+    return a;
 }
 inline Lanes square_root(Lanes a) {
     return each([&](int i) { return __builtin_sqrtf(a.v[i]); });
