@@ -39,18 +39,37 @@ inline Lanes exp(Lanes x) {
     return pick(splat(88.72284f) < x, splat(__builtin_inff()), y);
 }
 
-// 1 / (1 + 2^t), t = -x log2 e: the function of which a NADE computes one per hidden unit and step, so every operation
-// counts. The remainder of t comes out of one rounding.
-inline Lanes sigmoid(Lanes x) {
+// 1 / (1 + 2^t), t = -x log2 e, of N registers side by side: the function of which a NADE computes one per hidden unit and
+// step. One register alone is a chain of some seventy cycles, and a core's window holds too few such chains to fill its
+// multipliers; the stages of four in turn do.
+template <int N>
+inline void sigmoid_of(Lanes (&x)[N]) {
     // 2^r for |r| <= 1/2.
-    constexpr float kPower[] = {1.339086336e-3f, 9.676031918e-3f, 0.05550357114f, 0.2402210749f, 0.693147188f, 1.000000075f};
+    constexpr float kPower[] = {1.339086336e-3f, 9.676031918e-3f, 0.05550357114f,
+                                0.2402210749f,   0.693147188f,    1.000000075f};
     const Lanes minus_log2e = splat(-1.44269504f);
-    const Lanes bounded = at_most(at_least(x, splat(-kLargestExponent)), splat(kLargestExponent));
+    Lanes shifted[N];
+    Lanes power[N];
+    const auto each = [](auto stage) {
+#pragma GCC unroll 8
+        for (int i = 0; i < N; ++i) stage(i);
+    };
+    each([&](int i) { x[i] = at_most(at_least(x[i], splat(-kLargestExponent)), splat(kLargestExponent)); });
     // Adding 1.5 * 2^23 rounds t to a whole number and leaves it in the lowest bits, from where it can be added to the
-    // exponent of 2^r: the multipliers, which are what this loop runs out of, are spared.
-    const Lanes shifted = fma(bounded, minus_log2e, splat(kRounder));
-    const Lanes r = fused_difference(bounded, minus_log2e, shifted - splat(kRounder));
-    return reciprocal(add_to_exponent(polynomial(r, kPower), shifted) + splat(1.0f));
+    // exponent of 2^r: the multipliers, which are what this runs out of, are spared.
+    each([&](int i) { shifted[i] = fma(x[i], minus_log2e, splat(kRounder)); });
+    each([&](int i) { x[i] = fused_difference(x[i], minus_log2e, shifted[i] - splat(kRounder)); });
+    each([&](int i) { power[i] = fma(splat(kPower[0]), x[i], splat(kPower[1])); });
+#pragma GCC unroll 8
+    for (int c = 2; c < 6; ++c) each([&](int i) { power[i] = fma(power[i], x[i], splat(kPower[c])); });
+    each([&](int i) { power[i] = add_to_exponent(power[i], shifted[i]) + splat(1.0f); });
+    each([&](int i) { x[i] = reciprocal(power[i]); });
+}
+
+inline Lanes sigmoid(Lanes x) {
+    Lanes one[1] = {x};
+    sigmoid_of(one);
+    return one[0];
 }
 
 inline Lanes tanh(Lanes x) {

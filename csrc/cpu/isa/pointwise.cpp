@@ -106,34 +106,47 @@ void accumulate(float* a, float x, const float* table, std::int64_t n) {
     });
 }
 
+template <Function F, int N>
+void apply_to(Lanes (&x)[N]) {
+    if constexpr (F == Function::kSigmoid) {
+        sigmoid_of(x);
+    } else {
+#pragma GCC unroll 4
+        for (int k = 0; k < N; ++k) x[k] = apply(F, x[k]);
+    }
+}
+
 template <Function F, bool kAdds>
 float accumulate_dot_of(float* a, float x, const float* table, const float* weights, std::int64_t n) {
-    Lanes even = splat(0.0f);
-    Lanes odd = splat(0.0f);
+    constexpr int kTogether = 4;
+    Lanes total[kTogether] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
     const Lanes scale = splat(x);
     std::int64_t i = 0;
-    const auto term = [&](std::int64_t at, Lanes total) {
-        Lanes h = load(a + at);
-        if constexpr (kAdds) {
-            h = fma(scale, load(table + at), h);
-            store(a + at, h);
+    for (; i + kTogether * kLanes <= n; i += kTogether * kLanes) {
+        Lanes h[kTogether];
+#pragma GCC unroll 4
+        for (int k = 0; k < kTogether; ++k) {
+            h[k] = load(a + i + k * kLanes);
+            if constexpr (kAdds) {
+                h[k] = fma(scale, load(table + i + k * kLanes), h[k]);
+                store(a + i + k * kLanes, h[k]);
+            }
         }
-        return fma(apply(F, h), load(weights + at), total);
-    };
-    for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-        even = term(i, even);
-        odd = term(i + kLanes, odd);
+        apply_to<F>(h);
+#pragma GCC unroll 4
+        for (int k = 0; k < kTogether; ++k) total[k] = fma(h[k], load(weights + i + k * kLanes), total[k]);
     }
-    for (; i < n; i += kLanes) {
+    for (int k = 0; i < n; i += kLanes, ++k) {
         const std::int64_t count = n - i < kLanes ? n - i : kLanes;
-        Lanes h = load_first(a + i, count);
+        Lanes h[1] = {load_first(a + i, count)};
         if constexpr (kAdds) {
-            h = fma(scale, load_first(table + i, count), h);
-            store_first(a + i, h, count);
+            h[0] = fma(scale, load_first(table + i, count), h[0]);
+            store_first(a + i, h[0], count);
         }
-        even = fma(apply(F, h), load_first(weights + i, count), even);
+        apply_to<F>(h);
+        total[k] = fma(h[0], load_first(weights + i, count), total[k]);
     }
-    return sum(even + odd);
+    return sum((total[0] + total[1]) + (total[2] + total[3]));
 }
 
 template <Function F>
