@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from fastar.native import core, why_missing
-from fastar.ops import _packed, _products
+from fastar.ops import _masked_linear_dense, _packed, _products
 from fastar.ops.mask_plan import MaskPlan
 from fastar.reference import activation as activations
 
 BLOCKS = 8
+# Elements of the weight below which the masked weight is multiplied whole.
+SMALL = 1 << 17
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -58,6 +60,8 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, plan: MaskPlan, activation: str, keep_preactivation: bool
 ) -> tuple[Tensor, Tensor]:
     """(y, z): z is the pre-activation, empty unless it is to be kept."""
+    if weight.numel() < SMALL:
+        return _masked_linear_dense.forward(x, weight, bias, plan, activation, keep_preactivation)
     batch, rows = x.shape[0], weight.shape[0]
     sorted_bias = bias if bias is None or plan.row_order is None else bias[plan.row_order.long()]
     sorted_x = _rows(gather_columns(x, plan.column_order))
@@ -83,6 +87,8 @@ def backward(
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, each None where it is not needed."""
+    if weight.numel() < SMALL:
+        return _masked_linear_dense.backward(grad, x, weight, saved, plan, activation, needs)
     if saved is not None:
         grad = activations.backward(activation, grad, saved)
     need_x, need_weight, need_bias = needs

@@ -235,8 +235,9 @@ def sequence(
 ) -> Program:
     """The program of a module over [B, T] symbols, or [B, T, C] floats, whose output [B, T, P] is unshifted.
 
-    Entry t of ``module(y)`` parametrises x_t, where y_t = x_{t-1} and y_0 is `first` (a symbol, or without it a zero
-    embedding; a float, 0 by default). Floats enter as ``scale * x + shift``. `head` reads the P parameters.
+    Entry t of ``module(y)`` parametrises x_t, where y_t = x_{t-1} and y_0 is `first`: a symbol (without it the first
+    embedding is zero), or a float (0 by default). Floats enter as ``scale * x + shift``; so do the levels of a discrete
+    head where `first` is a float. `head` reads the P parameters.
     """
     # The registrations of the layers that fastar itself knows.
     import fastar.sampling.layers  # noqa: F401

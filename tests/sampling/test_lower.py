@@ -89,6 +89,15 @@ def test_floats_enter_scaled() -> None:
         torch.testing.assert_close(params, module.double()(before), rtol=1e-12, atol=1e-12)
 
 
+def test_levels_enter_as_floats_where_the_first_is_one() -> None:
+    torch.manual_seed(7)
+    module = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+    run, params = _run(sequence(module, Head("bernoulli"), first=-1.0, scale=2.0, shift=-1.0), length=5)
+    before = torch.cat([torch.full((4, 1, 1), -1.0, dtype=torch.float64), 2 * run.values[:, :-1] - 1], 1)
+    with torch.no_grad():
+        torch.testing.assert_close(params, module.double()(before), rtol=1e-12, atol=1e-12)
+
+
 class Doubled(nn.Module):
     """A layer that a user writes."""
 

@@ -114,7 +114,7 @@ def _chi_squared(consumer: Consumer, T: int, n: int, seed: int) -> None:
     ],
 )
 def test_frequencies_follow_log_prob(consumer: object, T: int) -> None:
-    _chi_squared(consumer(), T, 20_000, seed=5)  # type: ignore[operator]
+    _chi_squared(consumer(), T, 8_000, seed=5)  # type: ignore[operator]
 
 
 @EVERY
