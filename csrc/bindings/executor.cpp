@@ -92,8 +92,8 @@ py::list tasks(const Plan& plan) {
         for (const auto& own : block.tasks) {
             py::list entries;
             for (const cpu::Task& task : own) {
-                entries.append(py::make_tuple(task.step->place, task.unit_begin, task.unit_end,
-                                              task.wait_end - task.wait_begin));
+                entries.append(
+                    py::make_tuple(task.step->place, task.unit_begin, task.unit_end, task.wait_end - task.wait_begin));
             }
             threads.append(entries);
         }
@@ -116,8 +116,8 @@ void bind_executor(py::module_& module) {
         .def(py::init(&make_plan), py::arg("program"), py::arg("weights"), py::arg("precision"), py::arg("threads"),
              py::arg("rows"), py::arg("sharing"))
         .def_readonly("threads", &Plan::threads)
-        .def_property_readonly(
-            "sharing", [](const Plan& p) { return p.sharing == cpu::Sharing::kRows ? "rows" : "steps"; })
+        .def_property_readonly("sharing",
+                               [](const Plan& p) { return p.sharing == cpu::Sharing::kRows ? "rows" : "steps"; })
         .def_readonly("predicted_ns", &Plan::predicted_ns)
         .def_property_readonly("tasks", &tasks)
         .def_property_readonly("weight_bytes", [](const Plan& p) { return p.store.bytes(); })
@@ -132,12 +132,16 @@ void bind_executor(py::module_& module) {
         .def_property_readonly("variables", &Run::variables)
         .def("stand", &Run::stand, py::arg("place"), py::arg("variables"), py::arg("done"))
         .def(
-            "read", [](const Run& run, std::size_t buffer,
-                       std::uintptr_t to) { run.read(buffer, reinterpret_cast<float*>(to)); },
+            "read",
+            [](const Run& run, std::size_t buffer, std::uintptr_t to) {
+                run.read(buffer, reinterpret_cast<float*>(to));
+            },
             py::arg("buffer"), py::arg("to"))
         .def(
-            "write", [](Run& run, std::size_t buffer,
-                        std::uintptr_t from) { run.write(buffer, reinterpret_cast<const float*>(from)); },
+            "write",
+            [](Run& run, std::size_t buffer, std::uintptr_t from) {
+                run.write(buffer, reinterpret_cast<const float*>(from));
+            },
             py::arg("buffer"), py::arg("from"));
 }
 

@@ -23,9 +23,9 @@ T named(const std::map<std::string, T>& names, const std::string& what, const st
 }
 
 const std::map<std::string, Function> kFunctions{
-    {"none", Function::kNone},       {"relu", Function::kRelu},         {"elu", Function::kElu},
-    {"gelu", Function::kGelu},       {"gelu_tanh", Function::kGeluTanh}, {"tanh", Function::kTanh},
-    {"sigmoid", Function::kSigmoid}, {"silu", Function::kSilu},         {"exp", Function::kExp},
+    {"none", Function::kNone},        {"relu", Function::kRelu},          {"elu", Function::kElu},
+    {"gelu", Function::kGelu},        {"gelu_tanh", Function::kGeluTanh}, {"tanh", Function::kTanh},
+    {"sigmoid", Function::kSigmoid},  {"silu", Function::kSilu},          {"exp", Function::kExp},
     {"softplus", Function::kSoftplus}};
 const std::map<std::string, GateFunction> kGates{
     {"tanh", GateFunction::kTanh}, {"linear", GateFunction::kLinear}, {"silu", GateFunction::kSilu}};
@@ -103,9 +103,7 @@ class Reader {
         return value.is_none() ? std::nullopt : std::optional(value.cast<double>());
     }
 
-    int weight(const py::object& name) const {
-        return name.is_none() ? -1 : weights_.at(name.cast<std::string>());
-    }
+    int weight(const py::object& name) const { return name.is_none() ? -1 : weights_.at(name.cast<std::string>()); }
 
     int variable(const std::string& name) {
         return variables_.try_emplace(name, static_cast<int>(variables_.size())).first->second;
@@ -143,9 +141,7 @@ class Reader {
     }
 
     // A field that the op does not have reads as absent.
-    static py::object field(const py::handle& from, const char* name) {
-        return py::getattr(from, name, py::none());
-    }
+    static py::object field(const py::handle& from, const char* name) { return py::getattr(from, name, py::none()); }
 
     void operand(std::optional<Ref>& to, const py::handle& from, std::initializer_list<const char*> names) {
         for (const char* name : names) {

@@ -11,13 +11,18 @@ from torch import Tensor
 
 from fastar import native
 from fastar.sampling import draws
-from fastar.sampling.instructions import Draw
+from fastar.sampling.instructions import Attention, Draw
 from fastar.sampling.program import Program
 from fastar.sampling.reference import fingerprint
 from fastar.sampling.request import Request
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 SHARINGS = ("auto", "rows", "steps")
+
+# The native part holds these in arrays of fixed size.
+_MOST_COORDINATES = 3
+_MOST_TERMS = 4
+_MOST_CHANNELS = 16
 
 _REASONS = {
     "not_a_number": "a parameter of the draw is NaN",
@@ -27,25 +32,31 @@ _REASONS = {
 }
 
 
-def why_not(program: Program, precision: str = "float32") -> str | None:
+def why_not(program: Program) -> str | None:
     """Why the cpu executor does not take a program, or None where it does."""
     missing = native.why_missing()
     if missing is not None:
         return missing
-    try:
-        Cpu(program, precision)
-    except ValueError as error:
-        return str(error)
+    for place, step in enumerate(program.code):
+        for name, ref in step.refs():
+            if len(ref.at) > _MOST_COORDINATES:
+                return f"code[{place}] {step.op}: {name} has more than {_MOST_COORDINATES} coordinates"
+            if any(len(one.terms) > _MOST_TERMS for one in (*ref.at, ref.offset)):
+                return f"code[{place}] {step.op}: an index of {name} has more than {_MOST_TERMS} variables"
+        if isinstance(step, Draw) and max(step.head.channels, program.value.channels) > _MOST_CHANNELS:
+            return f"code[{place}] draw: more than {_MOST_CHANNELS} channels"
+        if isinstance(step, Attention) and program.buffer(step.keys).shape[0] != program.buffer(step.values).shape[0]:
+            return f"code[{place}] attention: keys and values of different numbers of slots"
     return None
 
 
 class Cpu:
     """Runs a program in C++. Bit for bit the same for a row whatever the batch, its split, and the threads.
 
-    `precision` is how matrices are kept: float32, bfloat16 (inputs are rounded alike, sums are float32) or int8 with a
-    scale per output (inputs are quantised per row). Buffers are float32 throughout. `rows` is the batch that the work is
-    shared out for; a run may have any other. `sharing` is how: each thread alone with its own rows, all threads together
-    at the steps of all rows, or whichever a cost model prefers.
+    `precision` is how matrices are kept: float32, bfloat16 (inputs are rounded alike, sums are float32), or int8 with a
+    scale per output (inputs are quantised per row). Buffers are float32 throughout. `rows` is the batch that the work
+    is shared out for; a run may have any other. `sharing` is how: each thread alone with its own rows, all threads
+    together at the steps of all rows, or whichever a cost model prefers.
     """
 
     name = "cpu"
@@ -83,6 +94,15 @@ class Cpu:
         records = {name: (t.data_ptr(), tuple(t.shape), t.dtype == torch.int32) for name, t in held.items()}
         # The plan copies what it needs, so nothing holds these weights any longer than this call.
         self.plan = native.core().Plan(self.program, records, self.precision, self.threads, self.rows, self.sharing)
+
+    def describe(self) -> str:
+        """How the work is shared out and why, in one line."""
+        plan, level = self.plan, native.core().level()
+        how = "each thread runs its own rows" if plan.sharing == "rows" else "threads share the steps of every row"
+        return (
+            f"{self.precision} weights ({plan.weight_bytes / 1e6:.1f} MB packed), {level}, {plan.threads} of"
+            f" {self.threads} threads for {self.rows} rows: {how}; predicted {plan.predicted_ns / 1e3:.1f} us a pass"
+        )
 
     def start(self, request: Request) -> Run:
         """A run at its first position."""

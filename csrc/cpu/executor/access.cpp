@@ -18,8 +18,7 @@ bool apart_at(const Buffer& buffer, const Access& a, const Access& b, const Tap&
     for (std::size_t axis = 0; axis < a.ref.at.size(); ++axis) {
         const auto between = distance(a.ref.at[axis], b.ref.at[axis]);
         if (!between) continue;
-        const std::int64_t ahead =
-            *between + (tap_b.empty() ? 0 : tap_b[axis]) - (tap_a.empty() ? 0 : tap_a[axis]);
+        const std::int64_t ahead = *between + (tap_b.empty() ? 0 : tap_b[axis]) - (tap_a.empty() ? 0 : tap_a[axis]);
         if (buffer.ring && axis == 0 ? ahead % buffer.shape[0] != 0 : ahead != 0) return true;
     }
     return false;

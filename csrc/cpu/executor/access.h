@@ -9,7 +9,7 @@ namespace fastar::cpu {
 
 struct Access {
     Ref ref;
-    bool whole = false;                                 // every coordinate and channel
+    bool whole = false;                                // every coordinate and channel
     std::vector<std::vector<std::int64_t>> taps = {};  // added to the coordinates
 };
 
@@ -23,8 +23,8 @@ struct Accesses {
 
 Accesses accesses(const Instruction& instruction);
 
-// Whether the later of two instructions has to wait for the earlier one. Both belong to one block, so a variable has the
-// same value for both.
+// Whether the later of two instructions has to wait for the earlier one. Both belong to one block, so a variable has
+// the same value for both.
 bool depends(const Program& program, const Accesses& earlier, const Accesses& later);
 
 }  // namespace fastar::cpu

@@ -57,19 +57,19 @@ std::int64_t pick_from_logits(double* z, std::int64_t n, double u) {
     return last;
 }
 
-std::int64_t choose(double* z, std::int64_t n, double u, const ChoiceOptions& options, std::int32_t* order) {
+void restrict_to(double* z, std::int64_t n, const ChoiceOptions& options, std::int32_t* order) {
     if (options.allowed) {
         for (std::int64_t k = 0; k < n; ++k) {
             if (!options.allowed[k]) z[k] = kNever;
         }
     }
-    if (options.greedy) {
-        const std::int64_t k = std::max_element(z, z + n) - z;
-        return z[k] == kNever ? -1 : k;
-    }
     for (std::int64_t k = 0; k < n; ++k) z[k] /= options.temperature;
-    if (options.top_k > 0 || options.top_p > 0) truncate(z, n, options, order);
-    return pick_from_logits(z, n, u);
+    // Greedy is the likeliest alone; like any other, it ranks before its equals of higher index.
+    if (options.greedy) {
+        truncate(z, n, {.temperature = 1, .top_k = 1, .top_p = 0, .greedy = false, .allowed = nullptr}, order);
+    } else if (options.top_k > 0 || options.top_p > 0) {
+        truncate(z, n, options, order);
+    }
 }
 
 }  // namespace fastar::cpu

@@ -16,9 +16,9 @@ struct ChoiceOptions {
     const std::uint8_t* allowed;  // per level, or null
 };
 
-// The level drawn from logits [n], which are overwritten by probabilities times a common factor; -1 where no level has
-// any. `order` holds n numbers of scratch.
-std::int64_t choose(double* logits, std::int64_t n, double u, const ChoiceOptions& options, std::int32_t* order);
+// Divides logits [n] by the temperature, and makes those minus infinity that the options leave out. `order` holds n
+// numbers of scratch.
+void restrict_to(double* logits, std::int64_t n, const ChoiceOptions& options, std::int32_t* order);
 
 // The smallest k whose cumulative softmax exceeds u; the last with probability where rounding leaves none; -1 where
 // every logit is minus infinity. The logits are overwritten.

@@ -53,8 +53,8 @@ const float* WeightStore::floats(int number) {
     auto& held = tables_[number];
     if (held.size() == 0) {
         const auto& shape = weight(number).shape;
-        const auto bytes = sizeof(float) * static_cast<std::size_t>(std::accumulate(shape.begin(), shape.end(), std::int64_t{1},
-                                                                           std::multiplies<>()));
+        const auto bytes = sizeof(float) * static_cast<std::size_t>(std::accumulate(
+                                               shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()));
         held = AlignedBytes(bytes);
         std::memcpy(held.data(), weight(number).floats, bytes);
     }
@@ -146,15 +146,16 @@ std::unique_ptr<Step> Compiler::matrix(const Instruction& i) {
         s->reach = store_.integers(i.reach);
     }
     const auto taps = std::max<std::int64_t>(1, static_cast<std::int64_t>(s->taps.size()));
-    const double part = s->taps.empty() ? 1.0 : static_cast<double>(s->tap_end - s->tap_begin) / static_cast<double>(taps);
+    const double part =
+        s->taps.empty() ? 1.0 : static_cast<double>(s->tap_end - s->tap_begin) / static_cast<double>(taps);
     const std::int64_t inputs = taps * s->source.width;
     const std::int64_t outputs = s->out.width;
     s->matrix = store_.matrix(i.weight, banked ? shape[0] : 1, outputs, inputs, spans || prefers_rows(outputs));
     // A span's extent is known at run time only: its shares are counted in sixteenths.
     s->units = spans ? 16 : s->matrix->units;
-    const double used = spans ? 1.0 / static_cast<double>(std::max<std::int64_t>(
-                                          1, program_.weights[size(i.spans)].shape[0] - 1))
-                              : 1.0;
+    const double used =
+        spans ? 1.0 / static_cast<double>(std::max<std::int64_t>(1, program_.weights[size(i.spans)].shape[0] - 1))
+              : 1.0;
     s->bytes = static_cast<double>(s->matrix->bank_bytes) * used * part;
     s->work = static_cast<double>(outputs * inputs) * used * part;
     s->outputs = {s->out};

@@ -11,7 +11,8 @@
 
 namespace fastar::cpu {
 
-// The plan's own copies of weights: packed matrices, and tables as they are. Each is kept once, however often it is used.
+// The plan's own copies of weights: packed matrices, and tables as they are. Each is kept once, however often it is
+// used.
 class WeightStore {
   public:
     WeightStore(const Program& program, Precision precision) : program_(program), precision_(precision) {}

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <utility>
 
 #include "common/philox.h"
 #include "cpu/dispatch.h"
@@ -56,20 +57,23 @@ Outcome draw_bernoulli(const float* params, const Request& r, const ChoiceOption
         drawn = true;
     } else {
         double both[2] = {0.0, z};
-        const std::int64_t k = choose(both, 2, u(head, 0), options, order);
+        restrict_to(both, 2, options, order);
+        // 1 comes first: it is drawn where u is below its probability.
+        std::swap(both[0], both[1]);
+        const std::int64_t k = pick_from_logits(both, 2, u(head, 0));
         if (k < 0) return {FailureKind::kNoSupport};
-        *value = static_cast<double>(k);
+        *value = static_cast<double>(1 - k);
     }
     if (drawn) {
-        // u < sigmoid(z / t) without a function of z: at one row the next step waits for this value, while the logit of u
-        // is known long before.
+        // u < sigmoid(z / t) without a function of z: at one row the next step waits for this value, while the logit of
+        // u is known long before.
         const double uniform = u(head, 0);
         const double bar = options.temperature * std::log(uniform / (1 - uniform));
         // 1 where z > bar. Written as a comparison it is compiled to a branch, and half of the guesses are wrong.
         *value = 0.5 - std::copysign(0.5, bar - z);
     }
-    // Without a branch on the value, which nothing can guess; and the logarithm of 2 + 2e less that of 2, since near 1 it
-    // takes another way.
+    // Without a branch on the value, which nothing can guess; and the logarithm of 2 + 2e less that of 2, since near 1
+    // it takes another way.
     const double against = z * (1 - 2 * *value);
     const double log1p_e = std::log(2 + 2 * std::exp(-std::fabs(z))) - std::numbers::ln2;
     return {FailureKind::kNone, -std::max(against, 0.0) - log1p_e};
@@ -88,8 +92,8 @@ Outcome draw_categorical(const float* z, std::int64_t n, const ChoiceOptions& op
     const std::int64_t blocks = (n + kBlock - 1) / kBlock;
     double total = 0;
     for (std::int64_t i = 0; i < blocks; ++i) total += sums[i];
-    const bool plain = options.temperature == 1.0 && options.top_k == 0 && options.top_p == 0 && !options.greedy &&
-                       !options.allowed;
+    const bool plain =
+        options.temperature == 1.0 && options.top_k == 0 && options.top_p == 0 && !options.greedy && !options.allowed;
     if (known) {
         *value = *known;
     } else if (plain) {
@@ -111,7 +115,8 @@ Outcome draw_categorical(const float* z, std::int64_t n, const ChoiceOptions& op
     } else {
         double* wide = workspace.doubles.data() + blocks;
         for (std::int64_t k = 0; k < n; ++k) wide[k] = z[k];
-        const std::int64_t k = choose(wide, n, u(head, 0), options, workspace.order.data());
+        restrict_to(wide, n, options, workspace.order.data());
+        const std::int64_t k = pick_from_logits(wide, n, u(head, 0));
         if (k < 0) return {FailureKind::kNoSupport};
         *value = static_cast<double>(k);
     }

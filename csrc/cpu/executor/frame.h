@@ -16,11 +16,11 @@ struct Request {
     std::int64_t channels;  // of a value
     const std::int64_t* row_numbers;
     const std::int64_t* seeds;
-    std::int64_t* lengths;   // [rows]; shortened where a row draws `stop`
-    double* values;          // [rows, length, channels]
-    double* log_prob;        // [rows]
-    double* log_weight;      // [rows]
-    const double* given;     // [rows, length, channels] or null; NaN where unknown
+    std::int64_t* lengths;       // [rows]; shortened where a row draws `stop`
+    double* values;              // [rows, length, channels]
+    double* log_prob;            // [rows]
+    double* log_weight;          // [rows]
+    const double* given;         // [rows, length, channels] or null; NaN where unknown
     const std::uint8_t* levels;  // [rows or 1, length, levels] or null
     bool levels_per_row;
     const double* low;  // [rows or 1, length, channels] or null

@@ -101,7 +101,8 @@ int known_taps(const Program& program, const Span& block, std::size_t at) {
         const bool written = [&] {
             for (std::size_t other = block.begin; other < block.end; ++other) {
                 const Accesses theirs = accesses(program.code[other]);
-                if (depends(program, {.reads = {}, .writes = theirs.writes}, {.reads = {tap}, .writes = {}})) return true;
+                if (depends(program, {.reads = {}, .writes = theirs.writes}, {.reads = {tap}, .writes = {}}))
+                    return true;
             }
             return false;
         }();
@@ -123,7 +124,8 @@ void split_taps(Program& program) {
         const int known = apt ? known_taps(program, *block, at) : 0;
         if (known > 0 && known < static_cast<int>(i.taps.size())) {
             Instruction early = i;
-            Ref sums{.buffer = add_scratch(program, "sums", i.out->width), .at = {}, .offset = {}, .width = i.out->width};
+            Ref sums{
+                .buffer = add_scratch(program, "sums", i.out->width), .at = {}, .offset = {}, .width = i.out->width};
             early.out = sums;
             early.add.reset();
             early.function = Function::kNone;

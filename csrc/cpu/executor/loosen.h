@@ -7,7 +7,8 @@
 namespace fastar::cpu {
 
 // The same results, bit for bit, with two changes inside each block of instructions:
-//  - a scratch buffer that is written whole several times becomes a buffer per write, so that a thread may fill it again
+//  - a scratch buffer that is written whole several times becomes a buffer per write, so that a thread may fill it
+//  again
 //    while another still reads what it held;
 //  - a tapped linear whose first taps are known before the block begins becomes two instructions: those taps, which can
 //    be summed at any time, and the rest, which goes on from their sums.

@@ -46,7 +46,9 @@ struct Matrix {
     std::vector<float> scales;  // int8: per bank, a scale per output and then 128 times the sum of its weights
 
     const void* bank(std::int64_t i) const { return weights.data() + static_cast<std::size_t>(i) * bank_bytes; }
-    const float* bank_scales(std::int64_t i) const { return scales.empty() ? nullptr : scales.data() + i * 2 * outputs; }
+    const float* bank_scales(std::int64_t i) const {
+        return scales.empty() ? nullptr : scales.data() + i * 2 * outputs;
+    }
 };
 
 // Weights [banks, outputs, inputs]. Few outputs go into row storage whatever the precision, and in float32: what they

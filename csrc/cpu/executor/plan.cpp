@@ -9,7 +9,6 @@
 #include "cpu/executor/loosen.h"
 #include "cpu/executor/schedule.h"
 
-
 namespace fastar::cpu {
 namespace {
 

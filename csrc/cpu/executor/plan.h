@@ -23,7 +23,7 @@ enum class Sharing { kRows, kSteps };
 struct PlanOptions {
     Precision precision = Precision::kFloat32;
     int threads = 1;
-    std::int64_t rows = 1;  // of the runs to expect; a run may have any number
+    std::int64_t rows = 1;           // of the runs to expect; a run may have any number
     std::optional<Sharing> sharing;  // absent: whichever the cost model prefers
 };
 

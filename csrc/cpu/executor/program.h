@@ -1,5 +1,5 @@
-// A step program as plain data, as docs/step-programs.md specifies it. Names of weights, buffers and variables have become
-// numbers; everything else is as written there. Programs come validated, so nothing is checked again here.
+// A step program as plain data, as docs/step-programs.md specifies it. Names of weights, buffers and variables have
+// become numbers; everything else is as written there. Programs come validated, so nothing is checked again here.
 #pragma once
 
 #include <cstdint>

@@ -203,8 +203,7 @@ void Run::find_culprit(const Thread& thread) {
     for (const auto& step : plan_->blocks[entry.block].steps) {
         for (const Place& out : step->outputs) {
             const Space& space = spaces_[static_cast<std::size_t>(out.space)];
-            const float* x =
-                space.data + failure_.row * space.row_stride + out.find(thread.cursor.variables.data());
+            const float* x = space.data + failure_.row * space.row_stride + out.find(thread.cursor.variables.data());
             if (std::any_of(x, x + out.width, [](float one) { return !std::isfinite(one); })) {
                 failure_.place = step->place;
                 return;

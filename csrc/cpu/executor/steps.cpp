@@ -300,9 +300,9 @@ void run_store(const Step& step, Frame& frame) {
     const std::int64_t position = s.position.at(frame.variables);
     for (std::int64_t row = frame.row_begin; row < frame.row_end; ++row) {
         for (std::int64_t v = 0; v < s.channels; ++v) {
-            out[row][v] = position < 0 ? s.first
-                                       : static_cast<float>(s.scale * value(frame, row, position, s.channels, v) +
-                                                            s.shift);
+            out[row][v] = position < 0
+                              ? s.first
+                              : static_cast<float>(s.scale * value(frame, row, position, s.channels, v) + s.shift);
         }
     }
 }

@@ -14,14 +14,14 @@ namespace fastar::cpu {
 
 struct Step {
     void (*run)(const Step& step, Frame& frame) = nullptr;
-    int place = 0;            // of the instruction in the code
-    std::int64_t units = 1;   // into how many parts its channels can be split among threads
+    int place = 0;           // of the instruction in the code
+    std::int64_t units = 1;  // into how many parts its channels can be split among threads
     bool splits_rows = true;
-    double bytes = 0.0;       // of weights, read once for all rows of a thread
-    double work = 0.0;        // multiply-adds per row
-    double lanes = 0.0;       // element functions per row
+    double bytes = 0.0;  // of weights, read once for all rows of a thread
+    double work = 0.0;   // multiply-adds per row
+    double lanes = 0.0;  // element functions per row
     std::vector<Place> outputs;
-    WorkspaceSizes sizes;     // per thread
+    WorkspaceSizes sizes;  // per thread
 
     virtual ~Step() = default;
 };

@@ -39,9 +39,9 @@ inline Lanes exp(Lanes x) {
     return pick(splat(88.72284f) < x, splat(__builtin_inff()), y);
 }
 
-// 1 / (1 + 2^t), t = -x log2 e, of N registers side by side: the function of which a NADE computes one per hidden unit and
-// step. One register alone is a chain of some seventy cycles, and a core's window holds too few such chains to fill its
-// multipliers; the stages of four in turn do.
+// 1 / (1 + 2^t), t = -x log2 e, of N registers side by side: the function of which a NADE computes one per hidden unit
+// and step. One register alone is a chain of some seventy cycles, and a core's window holds too few such chains to fill
+// its multipliers; the stages of four in turn do.
 template <int N>
 inline void sigmoid_of(Lanes (&x)[N]) {
     // 2^r for |r| <= 1/2.
@@ -72,6 +72,11 @@ inline Lanes sigmoid(Lanes x) {
     return one[0];
 }
 
+// x sigmoid(z) where z falls with x. The least that sigmoid gives is not quite 0, so neither may x run away.
+inline Lanes times_sigmoid(Lanes x, Lanes z) {
+    return at_least(x, splat(-kLargestExponent)) * sigmoid(z);
+}
+
 inline Lanes tanh(Lanes x) {
     // Odd polynomial near 0, where 1 - 2 / (e^2x + 1) cancels.
     constexpr float kCore[] = {-6.07516659e-3f, 0.02098229759f, -0.0538477577f, 0.1333274891f, -0.3333332874f};
@@ -85,8 +90,8 @@ inline Lanes tanh(Lanes x) {
 
 // e^x - 1 for x of at most 0.
 inline Lanes expm1_negative(Lanes x) {
-    constexpr float kCore[] = {2.045466058e-5f, 1.955269733e-4f, 1.38792154e-3f, 8.333165615e-3f,
-                               0.04166665276f,  0.1666666662f,   0.5f};
+    constexpr float kCore[] = {
+        2.045466058e-5f, 1.955269733e-4f, 1.38792154e-3f, 8.333165615e-3f, 0.04166665276f, 0.1666666662f, 0.5f};
     const Lanes small = fma(polynomial(x, kCore), x * x, x);
     return pick(splat(-0.5f) < x, small, exp_unchecked(at_least(x, splat(-80.0f))) - splat(1.0f));
 }
@@ -106,19 +111,19 @@ inline Lanes erfc_positive(Lanes x) {
 // x Phi(x). The lower tail keeps its relative accuracy, since it never subtracts from 1.
 inline Lanes gelu(Lanes x) {
     const Lanes tail = splat(0.5f) * erfc_positive(at_most(magnitude(x) * splat(0.70710678f), splat(10.0f)));
-    return x * pick(x < splat(0.0f), tail, splat(1.0f) - tail);
+    return at_least(x, splat(-100.0f)) * pick(x < splat(0.0f), tail, splat(1.0f) - tail);
 }
 
 inline Lanes gelu_tanh(Lanes x) {
     // 0.5 (1 + tanh z) is sigmoid(2 z).
     const Lanes z = splat(1.5957691216f) * fma(splat(0.044715f) * x * x, x, x);
-    return x * sigmoid(z);
+    return times_sigmoid(x, z);
 }
 
 // log(1 + u) for u in [0, 1].
 inline Lanes log1p_unit(Lanes u) {
-    constexpr float kCore[] = {0.06767020336f, -0.1155657755f, 0.1181256867f, -0.1242095011f, 0.1423228523f,
-                               -0.1666752881f, 0.2000144769f,  -0.2500001109f, 0.3333332279f, -0.4999999994f};
+    constexpr float kCore[] = {0.06767020336f, -0.1155657755f, 0.1181256867f,  -0.1242095011f, 0.1423228523f,
+                               -0.1666752881f, 0.2000144769f,  -0.2500001109f, 0.3333332279f,  -0.4999999994f};
     const Mask large = splat(0.41421356f) < u;
     const Lanes r = pick(large, splat(0.5f) * (u - splat(1.0f)), u);
     const Lanes y = fma(polynomial(r, kCore), r * r, r);
@@ -147,7 +152,7 @@ inline Lanes apply(Function function, Lanes x) {
         case Function::kSigmoid:
             return sigmoid(x);
         case Function::kSilu:
-            return x * sigmoid(x);
+            return times_sigmoid(x, x);
         case Function::kExp:
             return exp(x);
         case Function::kSoftplus:

@@ -2,8 +2,8 @@
 //
 // In tiles every output has one accumulator that meets the inputs in their order, so a result hangs neither on the rows
 // beside it nor on the share of the tiles that a thread got. A tile keeps 64 outputs of one step side by side: a thread
-// reads its share as one stream. One row is bound by reading the weights (four accumulators in flight already ask for 64
-// bytes a cycle, what level 2 gives); several rows reuse each register of weights.
+// reads its share as one stream. One row is bound by reading the weights (four accumulators in flight already ask for
+// 64 bytes a cycle, what level 2 gives); several rows reuse each register of weights.
 #include <algorithm>
 #include <cstring>
 
@@ -71,8 +71,7 @@ void narrow_tile(const MatrixArguments& a, const StagedInputs& x, std::int64_t o
     constexpr int kWide = P > kTileRegisters ? kTileRegisters : P;
     const std::int64_t step = kWide * kLanes;
     const std::int64_t words = a.inputs / Format::kPerWord;
-    const std::uint32_t* w =
-        static_cast<const std::uint32_t*>(a.weights) + output * words + x.first_word * step;
+    const std::uint32_t* w = static_cast<const std::uint32_t*>(a.weights) + output * words + x.first_word * step;
     const std::uint32_t* w_next = w + kTileOutputs * words;
     const std::uint32_t* from = x.words + row * x.stride;
     typename Format::Sum sum[P][R];
@@ -156,9 +155,8 @@ void by_tiles(const MatrixArguments& a, Run run) {
 template <typename Format>
 void narrow_tiles(const MatrixArguments& a) {
     const StagedInputs x = Format::stage(a);
-    by_tiles(a, [&]<int P, int R>(std::int64_t output, std::int64_t row) {
-        narrow_tile<Format, P, R>(a, x, output, row);
-    });
+    by_tiles(
+        a, [&]<int P, int R>(std::int64_t output, std::int64_t row) { narrow_tile<Format, P, R>(a, x, output, row); });
 }
 
 // O outputs side by side share each register of x; two accumulators an output hide the latency of the sum.

@@ -170,7 +170,8 @@ struct Int8Format {
 
     // The second half of `scales` holds 128 times the sum of an output's weights, as int32. A vector that is not a
     // number has a scale that is not one either.
-    static Lanes total(const MatrixArguments& a, const float* x_scales, std::int64_t row, std::int64_t output, Sum sum) {
+    static Lanes total(const MatrixArguments& a, const float* x_scales, std::int64_t row, std::int64_t output,
+                       Sum sum) {
         const std::int64_t count = std::min(kLanes, a.outputs - output);
         float exact[kLanes] = {};
         std::int32_t raw[kLanes];

@@ -42,11 +42,12 @@ void multiply(const float* a, float alpha, const float* b, float* out, std::int6
 
 void gate(GateFunction f, const float* a, const float* b, float* out, std::int64_t n) {
     by_lanes(n, [&](std::int64_t i, std::int64_t count) {
-        Lanes x = load_first(a + i, count);
+        const Lanes x = load_first(a + i, count);
         const Lanes y = load_first(b + i, count);
-        if (f == GateFunction::kTanh) x = tanh(x);
-        if (f == GateFunction::kSilu) x = x * y;
-        store_first(out + i, x * sigmoid(y), count);
+        const Lanes gated = f == GateFunction::kSilu   ? x * times_sigmoid(y, y)
+                            : f == GateFunction::kTanh ? tanh(x) * sigmoid(y)
+                                                       : x * sigmoid(y);
+        store_first(out + i, gated, count);
     });
 }
 
@@ -91,8 +92,8 @@ void cell(const CellArguments& a) {
         } else {
             const Lanes r = sigmoid(gates(0));
             const Lanes z = sigmoid(gates(1));
-            const Lanes candidate = fma(r, load_first(a.hidden_gates + 2 * H + i, count),
-                                        load_first(a.input_gates + 2 * H + i, count));
+            const Lanes candidate =
+                fma(r, load_first(a.hidden_gates + 2 * H + i, count), load_first(a.input_gates + 2 * H + i, count));
             const Lanes n = tanh(candidate);
             const Lanes old = load_first(a.hidden + i, count);
             store_first(a.out + i, fma(z, old - n, n), count);

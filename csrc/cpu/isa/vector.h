@@ -83,8 +83,8 @@ inline Lanes magnitude(Lanes a) {
 // a with the sign of s.
 inline Lanes with_sign(Lanes a, Lanes s) {
     const __m512i sign = _mm512_set1_epi32(static_cast<int>(0x80000000u));
-    return {_mm512_castsi512_ps(
-        _mm512_ternarylogic_epi32(sign, _mm512_castps_si512(s.v), _mm512_castps_si512(a.v), 0xCA))};
+    return {
+        _mm512_castsi512_ps(_mm512_ternarylogic_epi32(sign, _mm512_castps_si512(s.v), _mm512_castps_si512(a.v), 0xCA))};
 }
 // a 2^n for whole n.
 inline Lanes scale_by_power(Lanes a, Lanes n) {
