@@ -22,7 +22,9 @@ class Run(Protocol):
     log_prob: Tensor
     log_weight: Tensor
     lengths: Tensor
-    done: int
+
+    @property
+    def done(self) -> int: ...
 
     @property
     def finished(self) -> bool: ...
