@@ -86,7 +86,7 @@ class BuildNative(build_ext):
 core = Extension(
     "fastar._core",
     sources=relative(
-        [*ROOT.glob("csrc/common/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"), *ROOT.glob("csrc/bindings/*.cpp")]
+        [p for folder in ("common", "cpu", "cpu/executor", "bindings") for p in ROOT.glob(f"csrc/{folder}/*.cpp")]
     ),
     depends=relative(list(ROOT.glob("csrc/**/*.h"))),
     include_dirs=[pybind11.get_include(), "csrc"],
@@ -98,6 +98,7 @@ core = Extension(
         "-Wextra",
         # GCC 12 warns so about the undefined pass-through operand inside its own AVX-512 header.
         "-Wno-maybe-uninitialized",
+        "-Wno-uninitialized",
         "-fvisibility=hidden",
         "-fno-math-errno",
         "-fno-trapping-math",
@@ -110,7 +111,7 @@ core = Extension(
 
 csrc_folders = {"fastar.csrc": "csrc"}
 csrc_folders |= {f"fastar.csrc.{p.name}": f"csrc/{p.name}" for p in sorted((ROOT / "csrc").iterdir()) if p.is_dir()}
-csrc_folders |= {"fastar.csrc.cpu.isa": "csrc/cpu/isa"}
+csrc_folders |= {f"fastar.csrc.cpu.{name}": f"csrc/cpu/{name}" for name in ("executor", "isa")}
 
 setup(
     # Also reaches an isolated build; the plain build needs nothing beyond pyproject.toml's two.

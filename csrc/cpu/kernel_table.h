@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/executor/kernels.h"
+
 namespace fastar::cpu {
 
 // A gather of rows and columns out of a row-major matrix, see gather.h. Elements are moved as bits.
@@ -90,6 +92,7 @@ struct KernelTable {
     // Slices [begin, end) of the hidden units; `scratch` holds 4 x kNadeGroup x kNadeSlice floats.
     void (*nade_backward)(const NadeBackward&, std::int64_t begin, std::int64_t end, float* scratch);
     std::uint64_t (*hash)(const std::uint64_t* data, std::size_t words, std::uint64_t seed);
+    ExecutorKernels executor;
 };
 
 }  // namespace fastar::cpu

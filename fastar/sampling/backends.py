@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fastar.sampling import cpu
 from fastar.sampling.program import Program
 from fastar.sampling.reference import Reference
 from fastar.sampling.request import Request
@@ -21,7 +22,9 @@ class Run(Protocol):
     log_prob: Tensor
     log_weight: Tensor
     lengths: Tensor
-    done: int
+
+    @property
+    def done(self) -> int: ...
 
     @property
     def finished(self) -> bool: ...
@@ -74,9 +77,30 @@ def _reference(plan: Plan) -> Executor:
     return Reference(plan.program, plan.dtype or torch.float32, plan.device)
 
 
+_PRECISIONS = {None: "float32", torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
+
+
+def _cpu_declines(plan: Plan) -> str | None:
+    if plan.device.type != "cpu":
+        return f"runs on the cpu, not on {plan.device}"
+    if plan.dtype not in _PRECISIONS:
+        return f"keeps weights in float32, bfloat16 or int8, not {plan.dtype}"
+    return cpu.why_not(plan.program)
+
+
+def _cpu(plan: Plan) -> Executor:
+    return cpu.Cpu(plan.program, _PRECISIONS[plan.dtype], plan.threads, plan.batch_size)
+
+
+def _describe_cpu(executor: Executor) -> str:
+    assert isinstance(executor, cpu.Cpu)
+    return executor.describe()
+
+
 # Fastest first: `backend="auto"` takes the first that does not decline.
 BACKENDS: list[Backend] = [
-    Backend("reference", _reference_declines, _reference, lambda e: "a loop in Python over torch")
+    Backend("cpu", _cpu_declines, _cpu, _describe_cpu),
+    Backend("reference", _reference_declines, _reference, lambda e: "a loop in Python over torch"),
 ]
 
 

@@ -215,7 +215,7 @@ def test_conditions_reach_the_program_row_by_row() -> None:
 
 
 def test_explain_states_memory_and_work() -> None:
-    text = Sampler(nade(D=6, H=5).program, 3).explain()
+    text = Sampler(nade(D=6, H=5).program, 3, backend="reference").explain()
     assert text.startswith("nade: reference (")
     # Accumulate and readout of five hidden units each, and the draw.
     assert "10 multiply-adds per row" in text

@@ -1,4 +1,5 @@
 // The table of this vector level. Only dispatch.cpp refers to it.
+#include "cpu/isa/executor.h"
 #include "cpu/isa/gather.h"
 #include "cpu/isa/nade.h"
 #include "cpu/kernel_table.h"
@@ -16,6 +17,22 @@ const KernelTable table{
     .nade_logit_gradient = nade_logit_gradient,
     .nade_backward = nade_backward,
     .hash = hash,
+    .executor =
+        {
+            .matrix = matrix,
+            .unary = unary,
+            .clamp = clamp,
+            .add = add,
+            .multiply = multiply,
+            .gate = gate,
+            .norm = norm,
+            .cell = cell,
+            .attention = attention,
+            .accumulate = accumulate,
+            .accumulate_dot = accumulate_dot,
+            .largest = largest,
+            .exponentials = exponentials,
+        },
 };
 
 }  // namespace fastar::cpu::FASTAR_ISA

@@ -1,0 +1,349 @@
+#include "cpu/executor/compile.h"
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/executor/choice.h"
+
+namespace fastar::cpu {
+namespace {
+
+// Channels that are split among threads in blocks, never within a cache line or two.
+constexpr std::int64_t kChannelsPerUnit = 64;
+
+template <typename S>
+std::unique_ptr<S> make(void (*run)(const Step&, Frame&), const Instruction& i) {
+    auto step = std::make_unique<S>();
+    step->run = run;
+    step->place = i.place;
+    return step;
+}
+
+std::size_t size(std::int64_t n) {
+    return static_cast<std::size_t>(n);
+}
+
+bool same(const Index& a, const Index& b) {
+    return a.constant == b.constant && a.terms == b.terms && a.divisor == b.divisor;
+}
+
+bool same(const Ref& a, const Ref& b) {
+    return a.buffer == b.buffer && a.width == b.width && same(a.offset, b.offset) &&
+           std::equal(a.at.begin(), a.at.end(), b.at.begin(), b.at.end(),
+                      [](const Index& x, const Index& y) { return same(x, y); });
+}
+
+}  // namespace
+
+std::shared_ptr<const Matrix> WeightStore::matrix(int number, std::int64_t banks, std::int64_t outputs,
+                                                  std::int64_t inputs, bool by_rows) {
+    auto& held = matrices_[{number, by_rows}];
+    if (!held) {
+        held = std::make_shared<const Matrix>(pack(weight(number).floats, banks, outputs, inputs, precision_, by_rows));
+    }
+    return held;
+}
+
+const float* WeightStore::floats(int number) {
+    if (number < 0) return nullptr;
+    auto& held = tables_[number];
+    if (held.size() == 0) {
+        const auto& shape = weight(number).shape;
+        const auto bytes = sizeof(float) * static_cast<std::size_t>(std::accumulate(
+                                               shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()));
+        held = AlignedBytes(bytes);
+        std::memcpy(held.data(), weight(number).floats, bytes);
+    }
+    return held.as<const float>();
+}
+
+const std::int32_t* WeightStore::integers(int number) {
+    if (number < 0) return nullptr;
+    auto& held = tables_[number];
+    if (held.size() == 0) {
+        const auto bytes = sizeof(std::int32_t) * static_cast<std::size_t>(weight(number).shape[0]);
+        held = AlignedBytes(bytes);
+        std::memcpy(held.data(), weight(number).integers, bytes);
+    }
+    return held.as<const std::int32_t>();
+}
+
+std::size_t WeightStore::bytes() const {
+    std::size_t total = 0;
+    for (const auto& [key, matrix] : matrices_) total += matrix->weights.size() + matrix->scales.size() * sizeof(float);
+    for (const auto& [key, table] : tables_) total += table.size();
+    return total;
+}
+
+std::optional<Place> Compiler::place(const std::optional<Ref>& ref) const {
+    return ref ? std::optional(place(*ref)) : std::nullopt;
+}
+
+Place Compiler::whole(int buffer) const {
+    const Buffer& one = program_.buffers[static_cast<std::size_t>(buffer)];
+    return place(Ref{.buffer = buffer, .at = {}, .offset = {}, .width = one.shape.back()});
+}
+
+std::unique_ptr<Step> Compiler::step(const Instruction& i) {
+    switch (i.op) {
+        case Op::kLinear:
+        case Op::kTappedLinear:
+        case Op::kSpanLinear:
+        case Op::kReadout:
+            return matrix(i);
+        case Op::kGather:
+            return gather(i);
+        case Op::kAccumulate:
+            return accumulate(i);
+        case Op::kGate:
+            return gate(i);
+        case Op::kElementwise:
+            return elementwise(i);
+        case Op::kNorm:
+            return norm(i);
+        case Op::kAttention:
+            return attention(i);
+        case Op::kCell:
+            return cell(i);
+        case Op::kDraw:
+            return draw(i);
+        case Op::kStore:
+            return store(i);
+        case Op::kEmit:
+            return emit(i);
+        default:
+            throw std::invalid_argument("program: entry " + std::to_string(i.place) + " is no instruction");
+    }
+}
+
+std::unique_ptr<Step> Compiler::matrix(const Instruction& i) {
+    auto s = make<MatrixStep>(run_matrix, i);
+    const auto& shape = program_.weights[size(i.weight)].shape;
+    const bool banked = i.op == Op::kReadout || (i.index && i.op != Op::kSpanLinear);
+    const bool spans = i.op == Op::kSpanLinear;
+    s->out = place(*i.out);
+    s->source = place(*i.source);
+    s->add = place(i.add);
+    s->bias = store_.floats(i.bias);
+    s->function = i.op == Op::kReadout ? Function::kNone : i.function;
+    s->input_function = i.op == Op::kReadout ? i.function : Function::kNone;
+    if (banked) s->bank = cpu::resolve(*i.index);
+    for (const auto& tap : i.taps) {
+        Tap t{};
+        std::copy(tap.begin(), tap.end(), t.begin());
+        s->taps.push_back(t);
+    }
+    s->tap_begin = i.tap_begin;
+    s->tap_end = i.last_tap();
+    s->partial = place(i.partial);
+    if (spans) {
+        s->span = cpu::resolve(*i.index);
+        s->spans = store_.integers(i.spans);
+        s->reach = store_.integers(i.reach);
+    }
+    const auto taps = std::max<std::int64_t>(1, static_cast<std::int64_t>(s->taps.size()));
+    const double part =
+        s->taps.empty() ? 1.0 : static_cast<double>(s->tap_end - s->tap_begin) / static_cast<double>(taps);
+    const std::int64_t inputs = taps * s->source.width;
+    const std::int64_t outputs = s->out.width;
+    s->matrix = store_.matrix(i.weight, banked ? shape[0] : 1, outputs, inputs, spans || prefers_rows(outputs));
+    // A span's extent is known at run time only: its shares are counted in sixteenths.
+    s->units = spans ? 16 : s->matrix->units;
+    const double used =
+        spans ? 1.0 / static_cast<double>(std::max<std::int64_t>(1, program_.weights[size(i.spans)].shape[0] - 1))
+              : 1.0;
+    s->bytes = static_cast<double>(s->matrix->bank_bytes) * used * part;
+    s->work = static_cast<double>(outputs * inputs) * used * part;
+    s->outputs = {s->out};
+    s->sizes.segments = size(taps);
+    s->sizes.staging = size(kRowBlock * (s->matrix->inputs * 2 + 16));
+    if (s->input_function != Function::kNone) {
+        s->sizes.floats = size(kRowBlock * s->matrix->inputs);
+        s->lanes = static_cast<double>(inputs);
+    }
+    return s;
+}
+
+std::unique_ptr<Step> Compiler::gather(const Instruction& i) {
+    auto s = make<GatherStep>(run_gather, i);
+    s->table = store_.floats(i.weight);
+    s->width = i.out->width;
+    if (i.position) s->position = cpu::resolve(*i.position);
+    s->channel = i.channel;
+    s->base = cpu::resolve(*i.index);
+    s->first = i.first_symbol;
+    s->out = place(*i.out);
+    s->add = place(i.add);
+    s->outputs = {s->out};
+    return s;
+}
+
+std::unique_ptr<AccumulateStep> Compiler::accumulate(const Instruction& i) {
+    auto s = make<AccumulateStep>(run_accumulate, i);
+    s->table = store_.floats(i.weight);
+    s->row = cpu::resolve(*i.index);
+    s->position = cpu::resolve(*i.position);
+    s->channel = i.channel;
+    s->scale = static_cast<float>(i.scale);
+    s->shift = static_cast<float>(i.shift);
+    s->out = place(*i.out);
+    s->work = static_cast<double>(s->out.width);
+    s->bytes = 4.0 * s->work;
+    s->outputs = {s->out};
+    return s;
+}
+
+std::unique_ptr<Step> Compiler::fused(const Instruction& first, const Instruction& second) {
+    if (first.op != Op::kAccumulate || second.op != Op::kReadout) return nullptr;
+    if (second.out->width != 1 || !same(*first.out, *second.source)) return nullptr;
+    auto s = make<AccumulateReadoutStep>(run_accumulate_readout, second);
+    s->accumulate = *accumulate(first);
+    s->weights = store_.floats(second.weight);
+    s->bias = store_.floats(second.bias);
+    s->row = cpu::resolve(*second.index);
+    s->function = second.function;
+    s->out = place(*second.out);
+    s->lanes = static_cast<double>(s->accumulate.out.width);
+    s->bytes = 8.0 * s->lanes;
+    s->work = s->lanes;
+    s->outputs = {s->accumulate.out, s->out};
+    return s;
+}
+
+std::unique_ptr<Step> Compiler::gate(const Instruction& i) {
+    auto s = make<GateStep>(run_gate, i);
+    s->function = i.gate;
+    s->out = place(*i.out);
+    s->a = place(*i.source);
+    s->b = place(*i.other);
+    s->units = std::max<std::int64_t>(1, s->out.width / kChannelsPerUnit);
+    s->lanes = 2.0 * static_cast<double>(s->out.width);
+    s->outputs = {s->out};
+    return s;
+}
+
+std::unique_ptr<Step> Compiler::elementwise(const Instruction& i) {
+    auto s = make<ElementwiseStep>(run_elementwise, i);
+    s->kind = i.elementwise;
+    s->function = i.function;
+    s->alpha = static_cast<float>(i.scale);
+    s->beta = static_cast<float>(i.shift);
+    s->out = place(*i.out);
+    s->a = place(*i.source);
+    s->b = place(i.other);
+    if (i.spans >= 0) {
+        s->spans = store_.integers(i.spans);
+        s->span = cpu::resolve(*i.index);
+    }
+    s->units = s->kind == Elementwise::kConcatElu ? 1 : std::max<std::int64_t>(1, s->a.width / kChannelsPerUnit);
+    s->lanes = static_cast<double>(s->out.width);
+    s->outputs = {s->out};
+    return s;
+}
+
+std::unique_ptr<Step> Compiler::norm(const Instruction& i) {
+    auto s = make<NormStep>(run_norm, i);
+    s->kind = i.norm;
+    s->eps = static_cast<float>(i.eps);
+    s->weight = store_.floats(i.weight);
+    s->bias = store_.floats(i.bias);
+    s->out = place(*i.out);
+    s->source = place(*i.source);
+    s->lanes = static_cast<double>(s->out.width);
+    s->outputs = {s->out};
+    return s;
+}
+
+std::unique_ptr<Step> Compiler::attention(const Instruction& i) {
+    auto s = make<AttentionStep>(run_attention, i);
+    s->query = place(*i.source);
+    s->out = place(*i.out);
+    s->keys = whole(i.keys);
+    s->values = whole(i.values);
+    s->slots = program_.buffers[size(i.keys)].shape[0];
+    if (program_.buffers[size(i.values)].shape[0] != s->slots) {
+        throw std::invalid_argument("program: entry " + std::to_string(i.place) +
+                                    " attention: the cpu executor wants keys and values of equally many slots");
+    }
+    s->newest = cpu::resolve(*i.index);
+    s->heads = i.heads;
+    s->kv_heads = i.kv_heads;
+    s->window = i.window.value_or(0);
+    s->scale = static_cast<float>(i.scale);
+    s->units = s->heads;
+    s->sizes.floats = size(s->slots + 16);
+    // Half of the slots on average.
+    s->work = 0.5 * static_cast<double>(s->slots * (s->query.width + s->out.width));
+    s->lanes = 0.5 * static_cast<double>(s->slots * s->heads);
+    s->outputs = {s->out};
+    return s;
+}
+
+std::unique_ptr<Step> Compiler::cell(const Instruction& i) {
+    auto s = make<CellStep>(run_cell, i);
+    s->kind = i.cell_kind;
+    s->out = place(*i.out);
+    s->input_gates = place(*i.source);
+    s->hidden_gates = place(i.other);
+    s->hidden = place(i.hidden);
+    s->cell = place(i.cell);
+    s->cell_out = place(i.cell_out);
+    s->lanes = static_cast<double>(s->input_gates.width);
+    s->outputs = {s->out};
+    if (s->cell_out) s->outputs.push_back(*s->cell_out);
+    return s;
+}
+
+std::unique_ptr<Step> Compiler::draw(const Instruction& i) {
+    auto s = make<DrawStep>(run_draw, i);
+    s->head = i.head;
+    s->position = cpu::resolve(*i.position);
+    s->params = place(i.source);
+    s->out = place(i.out);
+    s->integer = program_.levels > 0 && !i.out;
+    s->channels = program_.channels;
+    s->levels = program_.levels;
+    if (s->head.channels > kMaxChannels || program_.channels > kMaxChannels) {
+        throw std::invalid_argument("program: entry " + std::to_string(i.place) +
+                                    " draw: the cpu executor takes up to " + std::to_string(kMaxChannels) +
+                                    " channels a position");
+    }
+    const std::int64_t levels = std::max<std::int64_t>(2, s->head.levels);
+    s->sizes.floats = size(levels + 16);
+    s->sizes.doubles = size(levels + levels / 16 + 2 + 2 * s->head.components);
+    s->sizes.order = size(levels);
+    s->lanes = 200.0 + 3.0 * static_cast<double>(levels);
+    if (s->out) s->outputs = {*s->out};
+    return s;
+}
+
+std::unique_ptr<Step> Compiler::store(const Instruction& i) {
+    auto s = make<StoreStep>(run_store, i);
+    s->out = place(*i.out);
+    s->position = cpu::resolve(*i.position);
+    s->scale = static_cast<float>(i.scale);
+    s->shift = static_cast<float>(i.shift);
+    s->first = static_cast<float>(i.first);
+    s->channels = program_.channels;
+    s->outputs = {s->out};
+    return s;
+}
+
+std::unique_ptr<Step> Compiler::emit(const Instruction& i) {
+    auto s = make<EmitStep>(run_emit, i);
+    s->source = place(*i.source);
+    s->log_prob = place(i.log_prob);
+    s->channels = program_.channels;
+    if (program_.channels > kMaxChannels) {
+        throw std::invalid_argument("program: entry " + std::to_string(i.place) +
+                                    " emit: the cpu executor takes up to " + std::to_string(kMaxChannels) +
+                                    " channels a position");
+    }
+    return s;
+}
+
+}  // namespace fastar::cpu

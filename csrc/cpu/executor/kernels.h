@@ -1,0 +1,110 @@
+// What the executor asks of each vector level: functions over plain pointers. Every sum runs in an order that follows
+// from its own sizes, never from how many rows come along or how the outputs are shared out.
+#pragma once
+
+#include <cstdint>
+
+namespace fastar::cpu {
+
+enum class Function : std::int32_t { kNone, kRelu, kElu, kGelu, kGeluTanh, kTanh, kSigmoid, kSilu, kExp, kSoftplus };
+enum class GateFunction : std::int32_t { kTanh, kLinear, kSilu };
+enum class NormKind : std::int32_t { kLayer, kRms };
+enum class CellKind : std::int32_t { kTanh, kLstm, kGru };
+
+// How a matrix is stored. Tiles: 64 outputs side by side for each input, one accumulator per output. Rows: the inputs
+// of an output side by side, for the few outputs that would leave most lanes of a tile empty.
+enum class Storage : std::int32_t { kTiles, kTilesBfloat16, kTilesInt8, kRows };
+
+constexpr std::int64_t kTileOutputs = 64;
+// Inputs are padded to this in every storage, so that bfloat16 pairs and int8 fours are whole.
+constexpr std::int64_t kInputBlock = 16;
+
+// A stretch of inputs: `count` numbers from x, met by the weights' columns from `first` on.
+struct Segment {
+    const float* x;
+    std::int64_t first;
+    std::int64_t count;
+};
+
+// out[r, o] = f(start[r, o] + sum over segments W[o, first + k] x[r, k] + add[r, o]), for the units (tiles, or
+// outputs in row storage) from unit_begin to unit_end.
+struct MatrixArguments {
+    const void* weights;
+    const float* scales;  // int8: one per output
+    std::int64_t inputs;
+    std::int64_t outputs;
+    const Segment* segments;
+    std::int64_t segment_count;
+    std::int64_t x_stride;
+    const float* start;  // null: zeros
+    std::int64_t start_stride;
+    const float* add;  // null: none
+    std::int64_t add_stride;
+    float* out;
+    std::int64_t out_stride;
+    std::int64_t rows;
+    std::int64_t unit_begin;
+    std::int64_t unit_end;
+    Function function;
+    void* staging;  // bfloat16, int8: rows x inputs of those, and a scale per row
+};
+
+struct AttentionArguments {
+    const float* query;
+    const float* keys;
+    const float* values;
+    std::int64_t key_stride;
+    std::int64_t value_stride;
+    std::int64_t key_width;
+    std::int64_t value_width;
+    std::int64_t first_slot;
+    std::int64_t count;
+    std::int64_t slots;  // slot first_slot + j lies at its remainder
+    float scale;
+    float* scores;  // count floats
+    float* out;
+};
+
+struct NormArguments {
+    const float* x;
+    const float* weight;
+    const float* bias;
+    float* out;
+    std::int64_t width;
+    NormKind kind;
+    float eps;
+};
+
+struct CellArguments {
+    CellKind kind;
+    const float* input_gates;
+    const float* hidden_gates;
+    const float* hidden;
+    const float* cell;
+    float* cell_out;
+    float* out;
+    std::int64_t width;
+};
+
+struct ExecutorKernels {
+    void (*matrix)(Storage storage, const MatrixArguments& a);
+    // out = f(alpha a + beta)
+    void (*unary)(Function f, const float* a, float alpha, float beta, float* out, std::int64_t n);
+    void (*clamp)(const float* a, float low, float high, float* out, std::int64_t n);
+    void (*add)(const float* a, float alpha, const float* b, float* out, std::int64_t n);
+    void (*multiply)(const float* a, float alpha, const float* b, float* out, std::int64_t n);
+    void (*gate)(GateFunction f, const float* a, const float* b, float* out, std::int64_t n);
+    void (*norm)(const NormArguments& a);
+    void (*cell)(const CellArguments& a);
+    void (*attention)(const AttentionArguments& a);
+    // a += x table
+    void (*accumulate)(float* a, float x, const float* table, std::int64_t n);
+    // a += x table (table null: a as it is), then f(a) . weights
+    float (*accumulate_dot)(float* a, float x, const float* table, Function f, const float* weights, std::int64_t n);
+    // The largest of n; not-a-number where any of them is.
+    float (*largest)(const float* a, std::int64_t n);
+    // out[k] = exp(z[k] - shift); sums[i] = the sum of out[16 i .. 16 i + 16) in float64.
+    void (*exponentials)(const float* z, float shift, float* out, double* sums, std::int64_t n);
+};
+
+}  // namespace fastar::cpu

@@ -1,0 +1,151 @@
+#include "cpu/executor/loosen.h"
+
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <set>
+#include <utility>
+
+#include "cpu/executor/access.h"
+
+namespace fastar::cpu {
+namespace {
+
+struct Span {
+    std::size_t begin;
+    std::size_t end;
+};
+
+std::vector<Span> blocks_of(const Program& program) {
+    std::vector<Span> blocks;
+    bool fresh = true;
+    for (std::size_t at = 0; at < program.code.size(); ++at) {
+        const Instruction& i = program.code[at];
+        if (i.is_control()) {
+            fresh = true;
+            continue;
+        }
+        if (fresh) blocks.push_back({at, at});
+        blocks.back().end = at + 1;
+        fresh = i.completes();
+    }
+    return blocks;
+}
+
+void for_each_read(Instruction& i, const std::function<void(Ref&)>& visit) {
+    for (auto* ref : {&i.source, &i.add, &i.other, &i.hidden, &i.cell, &i.log_prob, &i.partial}) {
+        if (*ref) visit(**ref);
+    }
+}
+
+void for_each_write(Instruction& i, const std::function<void(Ref&)>& visit) {
+    for (auto* ref : {&i.out, &i.cell_out}) {
+        if (*ref) visit(**ref);
+    }
+}
+
+int add_scratch(Program& program, const std::string& name, std::int64_t width) {
+    program.buffers.push_back(
+        {.name = name, .kind = BufferKind::kScratch, .shape = {width}, .ring = false, .init = -1});
+    return static_cast<int>(program.buffers.size()) - 1;
+}
+
+bool covers(const Program& program, const Ref& ref) {
+    return ref.offset.terms.empty() && ref.offset.constant == 0 &&
+           ref.width == program.buffers[static_cast<std::size_t>(ref.buffer)].shape.back();
+}
+
+void rename_scratch(Program& program) {
+    const std::vector<Span> blocks = blocks_of(program);
+    // Where each buffer occurs: those of one block only are free to move.
+    std::map<int, std::set<std::size_t>> where;
+    for (std::size_t b = 0; b < blocks.size(); ++b) {
+        for (std::size_t at = blocks[b].begin; at < blocks[b].end; ++at) {
+            const auto note = [&](Ref& ref) { where[ref.buffer].insert(b); };
+            for_each_read(program.code[at], note);
+            for_each_write(program.code[at], note);
+        }
+    }
+    for (const Span& block : blocks) {
+        std::map<int, int> current;
+        for (std::size_t at = block.begin; at < block.end; ++at) {
+            Instruction& i = program.code[at];
+            const auto follow = [&](Ref& ref) {
+                if (const auto found = current.find(ref.buffer); found != current.end()) ref.buffer = found->second;
+            };
+            for_each_read(i, follow);
+            for_each_write(i, [&](Ref& ref) {
+                const int original = ref.buffer;
+                const Buffer& buffer = program.buffers[static_cast<std::size_t>(original)];
+                const bool fresh = buffer.kind == BufferKind::kScratch && where[original].size() == 1 &&
+                                   covers(program, ref) && i.op != Op::kAccumulate;
+                if (fresh && current.contains(original)) {
+                    current[original] = add_scratch(program, buffer.name, ref.width);
+                } else if (fresh) {
+                    current[original] = original;
+                }
+                follow(ref);
+            });
+        }
+    }
+}
+
+// How many of an instruction's taps read nothing that the block writes.
+int known_taps(const Program& program, const Span& block, std::size_t at) {
+    Instruction probe = program.code[at];
+    int known = 0;
+    for (; known < static_cast<int>(probe.taps.size()); ++known) {
+        probe.tap_begin = known;
+        probe.tap_end = known + 1;
+        const Access tap = accesses(probe).reads.front();
+        const bool written = [&] {
+            for (std::size_t other = block.begin; other < block.end; ++other) {
+                const Accesses theirs = accesses(program.code[other]);
+                if (depends(program, {.reads = {}, .writes = theirs.writes}, {.reads = {tap}, .writes = {}}))
+                    return true;
+            }
+            return false;
+        }();
+        if (written) break;
+    }
+    return known;
+}
+
+void split_taps(Program& program) {
+    std::vector<Instruction> code;
+    const std::vector<Span> blocks = blocks_of(program);
+    auto block = blocks.begin();
+    for (std::size_t at = 0; at < program.code.size(); ++at) {
+        while (block != blocks.end() && at >= block->end) ++block;
+        Instruction i = program.code[at];
+        // Row storage sums in lanes across the inputs, so half a sum is not one number there; and pairs or fours of
+        // inputs that share a word must not be torn apart.
+        const bool apt = i.op == Op::kTappedLinear && !prefers_rows(i.out->width) && i.source->width % kInputBlock == 0;
+        const int known = apt ? known_taps(program, *block, at) : 0;
+        if (known > 0 && known < static_cast<int>(i.taps.size())) {
+            Instruction early = i;
+            Ref sums{
+                .buffer = add_scratch(program, "sums", i.out->width), .at = {}, .offset = {}, .width = i.out->width};
+            early.out = sums;
+            early.add.reset();
+            early.function = Function::kNone;
+            early.tap_end = known;
+            code.push_back(early);
+            i.tap_begin = known;
+            i.bias = -1;
+            i.partial = sums;
+        }
+        code.push_back(std::move(i));
+    }
+    program.code = std::move(code);
+}
+
+}  // namespace
+
+Program loosen(Program program, Precision precision) {
+    rename_scratch(program);
+    if (precision != Precision::kInt8) split_taps(program);
+    return program;
+}
+
+}  // namespace fastar::cpu

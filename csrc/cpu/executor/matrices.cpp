@@ -1,0 +1,126 @@
+#include "cpu/executor/matrices.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "common/memory.h"
+
+namespace fastar::cpu {
+namespace {
+
+constexpr std::int64_t kRegister = 16;
+
+std::int64_t round_up(std::int64_t n, std::int64_t to) {
+    return (n + to - 1) / to * to;
+}
+
+std::uint16_t to_bfloat16(float x) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+// Element (output, input) of a bank goes to place((output, input)), in elements, where a word holds `per_word` inputs.
+struct TilePlaces {
+    std::int64_t outputs;
+    std::int64_t inputs;
+    std::int64_t per_word;
+
+    std::int64_t operator()(std::int64_t output, std::int64_t input) const {
+        const std::int64_t tile = output / kTileOutputs;
+        const std::int64_t wide = std::min(kTileOutputs, round_up(outputs - tile * kTileOutputs, kRegister));
+        const std::int64_t word = input / per_word * wide + output % kTileOutputs;
+        return tile * kTileOutputs * inputs + word * per_word + input % per_word;
+    }
+};
+
+template <typename T, typename Convert>
+void fill_tiles(const float* from, std::int64_t outputs, std::int64_t inputs, const TilePlaces& place, T* to,
+                Convert convert) {
+    for (std::int64_t o = 0; o < outputs; ++o) {
+        for (std::int64_t k = 0; k < inputs; ++k) to[place(o, k)] = convert(from[o * inputs + k], o);
+    }
+}
+
+void quantise(const float* from, std::int64_t outputs, std::int64_t inputs, const TilePlaces& place, std::int8_t* to,
+              float* scales) {
+    for (std::int64_t o = 0; o < outputs; ++o) {
+        float top = 0.0f;
+        for (std::int64_t k = 0; k < inputs; ++k) top = std::max(top, std::fabs(from[o * inputs + k]));
+        const float factor = top > 0.0f ? 127.0f / top : 0.0f;
+        std::int32_t sum = 0;
+        for (std::int64_t k = 0; k < inputs; ++k) {
+            const auto one = static_cast<std::int8_t>(std::nearbyint(from[o * inputs + k] * factor));
+            to[place(o, k)] = one;
+            sum += one;
+        }
+        const std::int32_t shift = 128 * sum;
+        scales[o] = top / 127.0f;
+        std::memcpy(scales + outputs + o, &shift, sizeof shift);
+    }
+}
+
+}  // namespace
+
+AlignedBytes::AlignedBytes(std::size_t bytes)
+    : data_(static_cast<std::byte*>(::operator new(std::max<std::size_t>(bytes, 64), std::align_val_t{64}))),
+      size_(bytes) {
+    prefer_huge_pages(data_.get(), bytes);
+    std::memset(data_.get(), 0, std::max<std::size_t>(bytes, 64));
+}
+
+bool prefers_rows(std::int64_t outputs) {
+    return outputs < kTileOutputs;
+}
+
+Matrix pack(const float* weights, std::int64_t banks, std::int64_t outputs, std::int64_t inputs, Precision precision,
+            bool by_rows) {
+    const std::int64_t padded = round_up(inputs, kInputBlock);
+    const std::int64_t wide = round_up(outputs, kRegister);
+    const auto elements = static_cast<std::size_t>((by_rows ? outputs : wide) * padded);
+    Matrix m{.storage = Storage::kRows,
+             .outputs = outputs,
+             .inputs = padded,
+             .units = by_rows ? outputs : (outputs + kTileOutputs - 1) / kTileOutputs,
+             .bank_bytes = elements * sizeof(float),
+             .weights = {},
+             .scales = {}};
+    if (!by_rows && precision == Precision::kFloat32) m.storage = Storage::kTiles;
+    if (!by_rows && precision == Precision::kBfloat16) {
+        m.storage = Storage::kTilesBfloat16;
+        m.bank_bytes = elements * sizeof(std::uint16_t);
+    }
+    if (!by_rows && precision == Precision::kInt8) {
+        m.storage = Storage::kTilesInt8;
+        m.bank_bytes = elements;
+        m.scales.resize(static_cast<std::size_t>(banks * 2 * outputs));
+    }
+    m.weights = AlignedBytes(static_cast<std::size_t>(banks) * m.bank_bytes);
+    for (std::int64_t bank = 0; bank < banks; ++bank) {
+        const float* from = weights + bank * outputs * inputs;
+        std::byte* to = m.weights.data() + static_cast<std::size_t>(bank) * m.bank_bytes;
+        switch (m.storage) {
+            case Storage::kRows:
+                for (std::int64_t o = 0; o < outputs; ++o) {
+                    std::copy_n(from + o * inputs, inputs, reinterpret_cast<float*>(to) + o * padded);
+                }
+                break;
+            case Storage::kTiles:
+                fill_tiles(from, outputs, inputs, TilePlaces{outputs, padded, 1}, reinterpret_cast<float*>(to),
+                           [](float w, std::int64_t) { return w; });
+                break;
+            case Storage::kTilesBfloat16:
+                fill_tiles(from, outputs, inputs, TilePlaces{outputs, padded, 2}, reinterpret_cast<std::uint16_t*>(to),
+                           [](float w, std::int64_t) { return to_bfloat16(w); });
+                break;
+            case Storage::kTilesInt8:
+                quantise(from, outputs, inputs, TilePlaces{outputs, padded, 4}, reinterpret_cast<std::int8_t*>(to),
+                         m.scales.data() + bank * 2 * outputs);
+                break;
+        }
+    }
+    return m;
+}
+
+}  // namespace fastar::cpu

@@ -1,0 +1,62 @@
+// Weights in the layout that the kernels read, packed once per plan.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "cpu/executor/program.h"
+
+namespace fastar::cpu {
+
+enum class Precision { kFloat32, kBfloat16, kInt8 };
+
+// Zeroed memory at cache-line boundaries.
+class AlignedBytes {
+  public:
+    AlignedBytes() = default;
+    explicit AlignedBytes(std::size_t bytes);
+
+    std::byte* data() const { return data_.get(); }
+    std::size_t size() const { return size_; }
+
+    template <typename T>
+    T* as() const {
+        return reinterpret_cast<T*>(data_.get());
+    }
+
+  private:
+    struct Free {
+        void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t{64}); }
+    };
+    std::unique_ptr<std::byte, Free> data_;
+    std::size_t size_ = 0;
+};
+
+// `banks` matrices of outputs x inputs, each stored as `storage` says.
+struct Matrix {
+    Storage storage;
+    std::int64_t outputs;
+    std::int64_t inputs;  // padded to a whole block
+    std::int64_t units;   // what a share of the outputs is counted in: tiles, or outputs in row storage
+    std::size_t bank_bytes;
+    AlignedBytes weights;
+    std::vector<float> scales;  // int8: per bank, a scale per output and then 128 times the sum of its weights
+
+    const void* bank(std::int64_t i) const { return weights.data() + static_cast<std::size_t>(i) * bank_bytes; }
+    const float* bank_scales(std::int64_t i) const {
+        return scales.empty() ? nullptr : scales.data() + i * 2 * outputs;
+    }
+};
+
+// Weights [banks, outputs, inputs]. Few outputs go into row storage whatever the precision, and in float32: what they
+// would save is less than what rounding them costs.
+Matrix pack(const float* weights, std::int64_t banks, std::int64_t outputs, std::int64_t inputs, Precision precision,
+            bool by_rows);
+
+// Whether that many outputs are stored by rows.
+bool prefers_rows(std::int64_t outputs);
+
+}  // namespace fastar::cpu

@@ -1,0 +1,152 @@
+#include "cpu/executor/plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <numeric>
+#include <utility>
+
+#include "cpu/executor/loosen.h"
+#include "cpu/executor/schedule.h"
+
+namespace fastar::cpu {
+namespace {
+
+Entry control_of(const Instruction& i) {
+    Entry e{.control = Control::kEnd, .place = i.place, .index = {}};
+    if (i.op == Op::kLoop) {
+        e.control = Control::kLoop;
+        e.variable = i.variable;
+        e.count = i.count.value_or(-1);
+    } else if (i.op == Op::kWhen) {
+        e.control = Control::kWhen;
+        e.index = resolve(*i.index);
+        e.start = i.start;
+        if (i.stop) e.stop = *i.stop;
+        e.step = i.step;
+    }
+    return e;
+}
+
+}  // namespace
+
+void WorkspaceSizes::cover(const WorkspaceSizes& other) {
+    segments = std::max(segments, other.segments);
+    staging = std::max(staging, other.staging);
+    floats = std::max(floats, other.floats);
+    doubles = std::max(doubles, other.doubles);
+    order = std::max(order, other.order);
+}
+
+Plan::Plan(Program given, const PlanOptions& wanted)
+    : program(wanted.threads > 1 ? loosen(std::move(given), wanted.precision) : std::move(given)),
+      options(wanted),
+      layout(program),
+      store(program, options.precision) {
+    Compiler compiler(program, layout, store);
+    for (const Buffer& one : program.buffers) {
+        initial.emplace_back();
+        if (one.init < 0) continue;
+        const float* from = program.weights[static_cast<std::size_t>(one.init)].floats;
+        const std::int64_t size =
+            std::accumulate(one.shape.begin(), one.shape.end(), std::int64_t{1}, std::multiplies<>());
+        initial.back().assign(from, from + size);
+    }
+    build(compiler);
+    for (const Block& block : blocks) {
+        for (const auto& step : block.steps) sizes.cover(step->sizes);
+    }
+    // What is borrowed ends with this constructor.
+    for (Weight& one : program.weights) {
+        one.floats = nullptr;
+        one.integers = nullptr;
+    }
+    // A thread without rows would only wait.
+    const auto for_rows = static_cast<int>(std::clamp<std::int64_t>(options.rows, 1, options.threads));
+    predicted_ns = share_rows(for_rows);
+    if (options.threads > 1) {
+        const double apart = predicted_ns;
+        predicted_ns = share_steps(options.threads);
+        if (options.sharing == Sharing::kRows || (!options.sharing && apart <= predicted_ns)) {
+            predicted_ns = share_rows(for_rows);
+        }
+    }
+    teams = std::make_unique<TeamPool>(threads);
+}
+
+void Plan::build(Compiler& compiler) {
+    std::vector<std::size_t> open;
+    bool fresh = true;
+    const auto& code = program.code;
+    for (std::size_t at = 0; at < code.size(); ++at) {
+        const Instruction& i = code[at];
+        if (i.is_control()) {
+            Entry e = control_of(i);
+            if (e.control == Control::kEnd) {
+                e.jump = open.back();
+                entries[open.back()].jump = entries.size();
+                open.pop_back();
+            } else {
+                open.push_back(entries.size());
+            }
+            entries.push_back(e);
+            fresh = true;
+            continue;
+        }
+        if (fresh) {
+            entries.push_back({.control = Control::kBlock, .place = i.place, .index = {}, .block = blocks.size()});
+            blocks.emplace_back();
+        }
+        Block& block = blocks.back();
+        block.accesses.push_back(cpu::accesses(i));
+        std::unique_ptr<Step> both = at + 1 < code.size() ? compiler.fused(i, code[at + 1]) : nullptr;
+        if (both) {
+            const Accesses second = cpu::accesses(code[++at]);
+            auto& merged = block.accesses.back();
+            merged.reads.insert(merged.reads.end(), second.reads.begin(), second.reads.end());
+            merged.writes.insert(merged.writes.end(), second.writes.begin(), second.writes.end());
+        }
+        block.steps.push_back(both ? std::move(both) : compiler.step(i));
+        block.completes = code[at].completes();
+        fresh = block.completes;
+    }
+}
+
+double Plan::share_rows(int count) {
+    sharing = Sharing::kRows;
+    threads = count;
+    const CostModel model(static_cast<double>(store.bytes()) * count, count);
+    const double rows = std::ceil(static_cast<double>(options.rows) / count);
+    double ns = 0.0;
+    for (Block& block : blocks) {
+        block.waits.clear();
+        block.tasks.assign(static_cast<std::size_t>(count), {});
+        block.signals.assign(static_cast<std::size_t>(count), 0);
+        for (const auto& step : block.steps) {
+            ns += model.step(*step, 1.0, rows);
+            for (int t = 0; t < count; ++t) {
+                block.tasks[static_cast<std::size_t>(t)].push_back({step.get(), 0, step->units, t, count, 0, 0, false});
+            }
+        }
+    }
+    return ns;
+}
+
+double Plan::share_steps(int count) {
+    sharing = Sharing::kSteps;
+    threads = count;
+    const CostModel model(static_cast<double>(store.bytes()), count);
+    double ns = 0.0;
+    for (Block& block : blocks) {
+        std::vector<std::vector<std::size_t>> before(block.steps.size());
+        for (std::size_t i = 0; i < block.steps.size(); ++i) {
+            for (std::size_t j = 0; j < i; ++j) {
+                if (depends(program, block.accesses[j], block.accesses[i])) before[i].push_back(j);
+            }
+        }
+        ns += schedule(block, before, count, std::max<std::int64_t>(1, options.rows), model);
+    }
+    return ns;
+}
+
+}  // namespace fastar::cpu

@@ -1,0 +1,264 @@
+"""The cpu executor: a step program run natively from the first position to the last."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastar import native
+from fastar.sampling import draws
+from fastar.sampling.instructions import Attention, Draw
+from fastar.sampling.program import Program
+from fastar.sampling.reference import fingerprint
+from fastar.sampling.request import Request
+
+PRECISIONS = ("float32", "bfloat16", "int8")
+SHARINGS = ("auto", "rows", "steps")
+
+# The native part holds these in arrays of fixed size.
+_MOST_COORDINATES = 3
+_MOST_TERMS = 4
+_MOST_CHANNELS = 16
+
+_REASONS = {
+    "not_a_number": "a parameter of the draw is NaN",
+    "no_support": "the levels that the support allows all have probability 0",
+    "not_given": "the value is not modelled and has to be given",
+    "not_finite": "the value computed is not finite",
+}
+
+
+def why_not(program: Program) -> str | None:
+    """Why the cpu executor does not take a program, or None where it does."""
+    missing = native.why_missing()
+    if missing is not None:
+        return missing
+    for place, step in enumerate(program.code):
+        for name, ref in step.refs():
+            if len(ref.at) > _MOST_COORDINATES:
+                return f"code[{place}] {step.op}: {name} has more than {_MOST_COORDINATES} coordinates"
+            if any(len(one.terms) > _MOST_TERMS for one in (*ref.at, ref.offset)):
+                return f"code[{place}] {step.op}: an index of {name} has more than {_MOST_TERMS} variables"
+        if isinstance(step, Draw) and max(step.head.channels, program.value.channels) > _MOST_CHANNELS:
+            return f"code[{place}] draw: more than {_MOST_CHANNELS} channels"
+        if isinstance(step, Attention) and program.buffer(step.keys).shape[0] != program.buffer(step.values).shape[0]:
+            return f"code[{place}] attention: keys and values of different numbers of slots"
+    return None
+
+
+class Cpu:
+    """Runs a program in C++. Bit for bit the same for a row whatever the batch, its split, and the threads.
+
+    `precision` is how matrices are kept: float32, bfloat16 (inputs are rounded alike, sums are float32), or int8 with a
+    scale per output (inputs are quantised per row). Buffers are float32 throughout. `rows` is the batch that the work
+    is shared out for; a run may have any other. `sharing` is how: each thread alone with its own rows, all threads
+    together at the steps of all rows, or whichever a cost model prefers.
+    """
+
+    name = "cpu"
+
+    def __init__(
+        self,
+        program: Program,
+        precision: str = "float32",
+        threads: int | None = None,
+        rows: int = 1,
+        sharing: str = "auto",
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if sharing not in SHARINGS:
+            raise ValueError(f"sharing: expected one of {', '.join(SHARINGS)}, got {sharing!r}")
+        for name, number in (("threads", threads), ("rows", rows)):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+                raise ValueError(f"{name}: expected a positive integer, got {number!r}")
+        self.program = program
+        self.precision = precision
+        self.dtype = torch.float32
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.rows = rows
+        self.sharing = sharing
+        self.repack(program.weights)
+
+    def repack(self, weights: Mapping[str, Tensor]) -> None:
+        """Take other weights of the same names, shapes and dtypes."""
+        self.program = self.program.with_weights(weights)
+        held = {
+            name: t.detach().to("cpu", torch.int32 if t.dtype == torch.int32 else torch.float32).contiguous()
+            for name, t in weights.items()
+        }
+        records = {name: (t.data_ptr(), tuple(t.shape), t.dtype == torch.int32) for name, t in held.items()}
+        # The plan copies what it needs, so nothing holds these weights any longer than this call.
+        self.plan = native.core().Plan(self.program, records, self.precision, self.threads, self.rows, self.sharing)
+
+    def describe(self) -> str:
+        """How the work is shared out and why, in one line."""
+        plan, level = self.plan, native.core().level()
+        how = "each thread runs its own rows" if plan.sharing == "rows" else "threads share the steps of every row"
+        return (
+            f"{self.precision} weights ({plan.weight_bytes / 1e6:.1f} MB packed), {level}, {plan.threads} of"
+            f" {self.threads} threads for {self.rows} rows: {how}; predicted {plan.predicted_ns / 1e3:.1f} us a pass"
+        )
+
+    def start(self, request: Request) -> Run:
+        """A run at its first position."""
+        return Run(self, request)
+
+    def resume(self, request: Request, state: Mapping[str, Any]) -> Run:
+        """The run that `Run.state_dict` recorded, under the same request."""
+        run = Run(self, request)
+        run.load_state_dict(state)
+        return run
+
+
+class Run:
+    """A run of the cpu executor: its rows' values and sums so far, and the native state behind them."""
+
+    def __init__(self, executor: Cpu, request: Request) -> None:
+        self.executor = executor
+        self.program = executor.program
+        self.request = request
+        self.plan = executor.plan
+        n, T, V = len(request.rows), request.length, self.program.value.channels
+        self.values = torch.zeros(n, T, V, dtype=torch.float64)
+        self.log_prob = torch.zeros(n, dtype=torch.float64)
+        self.log_weight = torch.zeros(n, dtype=torch.float64)
+        self.lengths = request.lengths.to("cpu", torch.int64, copy=True).contiguous()
+        self._native = native.core().Run(self.plan, self._record(n, T))
+        # As the program names them, in the order in which the native part numbers them.
+        self._variables: dict[str, int] = {}
+        for step in self.program.code:
+            if hasattr(step, "var"):
+                self._variables.setdefault(step.var, len(self._variables))
+
+    def _record(self, n: int, T: int) -> dict[str, Any]:
+        request = self.request
+
+        def ready(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+            return None if t is None else t.to("cpu", dtype).contiguous()
+
+        levels = ready(request.levels, torch.uint8)
+        low, high = ready(request.low, torch.float64), ready(request.high, torch.float64)
+        names = [one.name for one in self.program.buffers if one.kind == "input"]
+        inputs = [ready(request.inputs[name], torch.float32) for name in names]
+        given, uniforms = ready(request.given, torch.float64), ready(request.uniforms, torch.float64)
+        rows, seeds = ready(request.rows, torch.int64), ready(request.seeds, torch.int64)
+        # The native run borrows all of these.
+        self._held = (levels, low, high, inputs, given, uniforms, rows, seeds)
+        options = request.options
+
+        def address(t: Tensor | None) -> int | None:
+            return None if t is None else t.data_ptr()
+
+        return {
+            "rows": n,
+            "length": T,
+            "row_numbers": address(rows),
+            "seeds": address(seeds),
+            "lengths": address(self.lengths),
+            "values": address(self.values),
+            "log_prob": address(self.log_prob),
+            "log_weight": address(self.log_weight),
+            "given": address(given),
+            "levels": address(levels),
+            "levels_per_row": levels is not None and levels.shape[0] == n,
+            "low": address(low),
+            "high": address(high),
+            "range_per_row": low is not None and low.shape[0] == n,
+            "uniforms": address(uniforms),
+            "uniform_draws": 0 if uniforms is None else uniforms.shape[2],
+            "stop": -1 if request.stop is None else request.stop,
+            "position_offset": request.position_offset,
+            "temperature": float(options.temperature),
+            "top_k": options.top_k or 0,
+            "top_p": float(options.top_p or 0.0),
+            "greedy": options.greedy,
+            "inputs": [address(one) for one in inputs],
+        }
+
+    @property
+    def done(self) -> int:
+        """How many positions are complete."""
+        done: int = self._native.done
+        return done
+
+    @property
+    def finished(self) -> bool:
+        """Whether every position is complete, or every row has ended."""
+        finished: bool = self._native.finished
+        return finished
+
+    def advance(self, positions: int | None = None) -> int:
+        """Run until this many more positions are complete (None: all); returns how many were.
+
+        Ctrl-C and other signals are looked for about every 50 ms, at a position's end; the run can go on afterwards.
+        """
+        if self.finished:
+            return 0
+        done: int = self._native.advance(self.request.length if positions is None else positions)
+        self._raise_failure()
+        return done
+
+    def _raise_failure(self) -> None:
+        failure = self._native.failure
+        if failure is None:
+            return
+        kind, row, position, place = failure
+        step = self.program.code[place]
+        where = f"position {position}, code[{place}] {step.op}"
+        if kind == "not_a_number" and not isinstance(step, Draw):
+            raise draws.SamplingError(f"{where}: row {row}: the result is not finite, so the draw after it has no law")
+        raise draws.SamplingError(f"{where}: row {row}: {_REASONS[kind]}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a run on another machine needs to continue this one, beside the request."""
+        variables = self._native.variables
+        return {
+            "program": fingerprint(self.program),
+            "place": self._native.place,
+            "done": self.done,
+            "variables": {name: variables[number] for name, number in self._variables.items()},
+            "buffers": {name: self._buffer(number) for number, name in self._stored()},
+            **{name: getattr(self, name).clone() for name in _TENSORS},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a record of `state_dict`; ValueError for one of another program or of another request."""
+        if state.get("program") != fingerprint(self.program):
+            raise ValueError(f"state: recorded by another program than {self.program.name}")
+        shapes = {self.program.buffers[number].name: self._shape(number) for number, _ in self._stored()}
+        for name in _TENSORS:
+            came, have = state[name], getattr(self, name)
+            if came.shape != have.shape or came.dtype != have.dtype:
+                raise ValueError(
+                    f"state: {name} is {came.dtype} {list(came.shape)}, expected {have.dtype} {list(have.shape)}"
+                )
+        for number, name in self._stored():
+            came = state["buffers"][name]
+            if tuple(came.shape) != shapes[name] or came.dtype != torch.float32:
+                raise ValueError(
+                    f"state: {name} is {came.dtype} {list(came.shape)}, expected float32 {list(shapes[name])}"
+                )
+            self._native.write(number, came.contiguous().data_ptr())
+        for name in _TENSORS:
+            getattr(self, name).copy_(state[name])
+        variables = [int(state["variables"].get(name, 0)) for name in self._variables]
+        self._native.stand(state["place"], variables, state["done"])
+
+    def _stored(self) -> list[tuple[int, str]]:
+        return [(number, one.name) for number, one in enumerate(self.program.buffers) if one.kind != "input"]
+
+    def _shape(self, number: int) -> tuple[int, ...]:
+        return (len(self.request.rows), *self.program.buffers[number].shape)
+
+    def _buffer(self, number: int) -> Tensor:
+        t = torch.empty(self._shape(number))
+        self._native.read(number, t.data_ptr())
+        return t
+
+
+_TENSORS = ("values", "log_prob", "log_weight", "lengths")
