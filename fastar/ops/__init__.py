@@ -4,6 +4,7 @@ from fastar import _identity
 
 _identity.require()
 
+from fastar.ops.masked_conv2d import masked_conv2d  # noqa: E402
 from fastar.ops.masked_linear import masked_linear  # noqa: E402
 
-__all__ = ["masked_linear"]
+__all__ = ["masked_conv2d", "masked_linear"]

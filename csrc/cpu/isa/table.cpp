@@ -1,4 +1,5 @@
 // The table of this vector level. Only dispatch.cpp refers to it.
+#include "cpu/isa/conv.h"
 #include "cpu/isa/gather.h"
 #include "cpu/kernel_table.h"
 
@@ -12,6 +13,8 @@ const KernelTable table{
     .masked_copy_16 = masked_copy<std::uint16_t>,
     .masked_copy_32 = masked_copy<std::uint32_t>,
     .hash = hash,
+    .pad = pad,
+    .tap_sum = tap_sum,
 };
 
 }  // namespace fastar::cpu::FASTAR_ISA

@@ -1,0 +1,197 @@
+"""Masked convolution on the CPU: products over the surviving taps, from a padded copy of the input.
+
+The input is copied once into channels-last order with its padding written out, in float32. What an output position sees
+of it is then a few runs of consecutive elements, and native code multiplies them with a packed weight that holds only
+surviving taps (csrc/cpu/conv.h). The input's gradient is the same sum over taps that look the other way. Weights are
+packed anew in each call: that takes 3% of the product at 256 channels, and nothing can go stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastar.native import core, why_missing
+from fastar.ops import tap_plan
+from fastar.ops.tap_plan import Geometry, Look, TapPlan
+from fastar.reference import activation as activations
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def declines(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this implementation cannot be used, or None."""
+    if device.type != "cpu":
+        return f"runs on cpu tensors, not {device.type}"
+    if dtype not in DTYPES:
+        return f"no {str(dtype).removeprefix('torch.')} (float32, bfloat16, float16)"
+    return why_missing()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _padded(source: Tensor, corner: Sequence[int], size: Sequence[int]) -> Tensor:
+    """float32 [batch, *size, channels] with the source's corner at `corner`, cropped or filled with zeros."""
+    out = torch.empty(source.shape[0], *size, source.shape[1])
+    core().pad(
+        _name(source.dtype), source.data_ptr(), source.stride(), source.shape, corner, out.data_ptr(), size,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def _reach(looks: Sequence[Look], size: Sequence[int], step: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The corner nearest to the origin that is looked at, and the height and width of all that is."""
+    low = [min(one[axis] for one in looks) for axis in (0, 1)]
+    high = [max(one[axis] for one in looks) for axis in (0, 1)]
+    return low, [(size[axis] - 1) * step[axis] + high[axis] - low[axis] + 1 for axis in (0, 1)]
+
+
+def _tap_sum(
+    source: Tensor,
+    looks: Sequence[Look],
+    step: Sequence[int],
+    weight: Tensor,
+    plan: TapPlan,
+    transposed: bool,
+    bias: Tensor | None,
+    out: Tensor,
+) -> None:
+    """out[:, :, p] = bias + sum over looks of W[tap] source[:, :, p * step + (dy, dx)]; W transposed if so asked."""
+    if out.numel() == 0:
+        return
+    if not looks or source.shape[1] == 0:
+        out.copy_(torch.zeros_like(out) if bias is None else bias[:, None, None].expand_as(out))
+        return
+    threads = torch.get_num_threads()
+    looks = sorted(looks)
+    low, size = _reach(looks, out.shape[2:], step)
+    padded = _padded(source, [-low[0], -low[1]], size)
+    pixel = source.shape[1]
+    row, image = size[1] * pixel, size[0] * size[1] * pixel
+    runs: list[tuple[int, int]] = []
+    for one in looks:
+        start = (one.dy - low[0]) * row + (one.dx - low[1]) * pixel
+        if runs and sum(runs[-1]) == start:
+            runs[-1] = (runs[-1][0], runs[-1][1] + pixel)
+        else:
+            runs.append((start, pixel))
+    values = weight.detach().float().flatten(2)
+    taps = [one.tap for one in looks]
+    mask = plan.channel_mask if plan.masked in taps else None
+    masked = -1 if mask is None else taps.index(plan.masked)
+    packed = torch.empty(core().packed_elements(len(taps) * pixel, out.shape[1]))
+    core().pack_taps(
+        values.data_ptr(), values.stride(), values.shape[:2], taps, 0 if mask is None else mask.data_ptr(), masked,
+        transposed, packed.data_ptr(), threads,
+    )  # fmt: skip
+    shift = None if bias is None else bias.detach().float().contiguous()
+    core().tap_sum(
+        padded.data_ptr(), (image, row * step[0], pixel * step[1]), packed.data_ptr(),
+        0 if shift is None else shift.data_ptr(), _name(out.dtype), out.data_ptr(), out.stride(), out.shape, runs,
+        threads,
+    )  # fmt: skip
+
+
+def _products(
+    source: Tensor, weight: Tensor, bias: Tensor | None, plan: TapPlan, geometry: Geometry, adjoint: bool, out: Tensor
+) -> None:
+    """The convolution of `source` with the masked weight, or its adjoint, into `out`."""
+    looks = tap_plan.looks(plan.taps, weight.shape[2:], geometry.corner)
+    if not adjoint:
+        _tap_sum(source, looks, geometry.stride, weight, plan, False, bias, out)
+        return
+    (down, right) = geometry.stride
+    for row, column, seen in tap_plan.phases(looks, geometry.stride):
+        _tap_sum(source, seen, (1, 1), weight, plan, True, bias, out[:, :, row::down, column::right])
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    plan: TapPlan,
+    geometry: Geometry,
+    activation: str,
+    keep_preactivation: bool,
+) -> tuple[Tensor, Tensor]:
+    """(y, z): z is the pre-activation, empty unless it is to be kept."""
+    z = geometry.empty_result(x, weight)
+    _products(x, weight, bias, plan, geometry, geometry.transposed, z)
+    if activation == "none":
+        return z, z.new_empty(0)
+    y = activations.APPLY[activation](z)
+    return y, z if keep_preactivation else z.new_empty(0)
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor | None,
+    plan: TapPlan,
+    geometry: Geometry,
+    activation: str,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, weight and bias, each None where it is not needed."""
+    if saved is not None:
+        grad = activations.backward(activation, grad, saved)
+    need_x, need_weight, need_bias = needs
+    grad_x = None
+    if need_x:
+        grad_x = torch.empty_like(x, memory_format=tap_plan.format_of(x, weight))
+        _products(grad, weight, None, plan, geometry, not geometry.transposed, grad_x)
+    source, result = (grad, x) if geometry.transposed else (x, grad)
+    grad_weight = _weight_gradient(source, result, weight, plan, geometry) if need_weight else None
+    grad_bias = grad.sum((0, 2, 3)) if need_bias else None
+    return grad_x, grad_weight, grad_bias
+
+
+def _rectangles(taps: Sequence[int], width: int) -> list[tuple[int, int, int, int]]:
+    """The taps as rectangles (first row, last row, first column, last column) of the kernel, each tap in one."""
+    strips: list[list[int]] = []
+    for tap in taps:
+        if strips and strips[-1][1] == tap - 1 and tap % width:
+            strips[-1][1] = tap
+        else:
+            strips.append([tap, tap])
+    found: list[tuple[int, int, int, int]] = []
+    for first, last in strips:
+        row, left, right = first // width, first % width, last % width
+        above = (row - 1, left, right)
+        grown = next((one for one in found if one[1:] == above), None)
+        if grown is not None:
+            found.remove(grown)
+        found.append((row if grown is None else grown[0], row, left, right))
+    return found
+
+
+def _weight_gradient(source: Tensor, result: Tensor, weight: Tensor, plan: TapPlan, geometry: Geometry) -> Tensor:
+    out = torch.zeros(weight.shape, dtype=weight.dtype)
+    if source.numel() == 0 or result.numel() == 0 or not plan.taps:
+        return out
+    width = weight.shape[3]
+    looks = tap_plan.looks(plan.taps, weight.shape[2:], geometry.corner)
+    low, size = _reach(looks, result.shape[2:], geometry.stride)
+    padded = _padded(source, (-low[0], -low[1]), size).permute(0, 3, 1, 2)
+    outer = result.float()
+    for top, bottom, left, right in _rectangles(plan.taps, width):
+        height_width = (bottom - top + 1, right - left + 1)
+        start = (top - geometry.corner[0] - low[0], left - geometry.corner[1] - low[1])
+        seen = [
+            slice(start[axis], start[axis] + (result.shape[2 + axis] - 1) * geometry.stride[axis] + height_width[axis])
+            for axis in (0, 1)
+        ]
+        _, part, _ = torch.ops.aten.convolution_backward(
+            outer, padded[:, :, seen[0], seen[1]], weight.new_empty(*weight.shape[:2], *height_width, dtype=torch.float32),
+            None, list(geometry.stride), [0, 0], [1, 1], False, [0, 0], 1, [False, True, False],
+        )  # fmt: skip
+        out[:, :, top : bottom + 1, left : right + 1] = part
+    if plan.channel_mask is not None:
+        out[:, :, plan.masked // width, plan.masked % width].mul_(plan.channel_mask)
+    return out
