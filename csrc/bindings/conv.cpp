@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <stdexcept>
@@ -43,24 +44,35 @@ cpu::Element element_of(const std::string& dtype) {
     throw std::invalid_argument("dtype: expected float32, bfloat16 or float16, got " + dtype);
 }
 
+cpu::PadArguments source_of(const std::string& dtype, std::uintptr_t source, const std::array<std::int64_t, 4>& strides,
+                            const std::array<std::int64_t, 4>& sizes) {
+    cpu::PadArguments arguments{};
+    arguments.element = element_of(dtype);
+    arguments.source = at<const void>(source);
+    std::copy(strides.begin(), strides.end(), arguments.source_strides);
+    arguments.channels = sizes[1];
+    arguments.height = sizes[2];
+    arguments.width = sizes[3];
+    return arguments;
+}
+
 void pad(const std::string& dtype, std::uintptr_t source, std::array<std::int64_t, 4> strides,
          std::array<std::int64_t, 4> sizes, std::array<std::int64_t, 2> corner, std::uintptr_t out,
-         std::array<std::int64_t, 2> out_sizes, int threads) {
-    cpu::pad({.element = element_of(dtype),
-              .source = at<const void>(source),
-              .image_stride = strides[0],
-              .channel_stride = strides[1],
-              .row_stride = strides[2],
-              .pixel_stride = strides[3],
-              .height = sizes[2],
-              .width = sizes[3],
-              .top = corner[0],
-              .left = corner[1],
-              .out = at<float>(out),
-              .out_height = out_sizes[0],
-              .out_width = out_sizes[1],
-              .channels = sizes[1]},
-             sizes[0], threads);
+         std::array<std::int64_t, 4> out_strides, std::array<std::int64_t, 2> out_sizes, int threads) {
+    cpu::PadArguments arguments = source_of(dtype, source, strides, sizes);
+    arguments.top = corner[0];
+    arguments.left = corner[1];
+    arguments.out = at<float>(out);
+    std::copy(out_strides.begin(), out_strides.end(), arguments.out_strides);
+    arguments.out_channels = sizes[1];
+    arguments.out_height = out_sizes[0];
+    arguments.out_width = out_sizes[1];
+    cpu::pad(arguments, sizes[0], threads);
+}
+
+void pack_pixels(const std::string& dtype, std::uintptr_t source, std::array<std::int64_t, 4> strides,
+                 std::array<std::int64_t, 4> sizes, std::uintptr_t packed, int threads) {
+    cpu::pack_pixels(source_of(dtype, source, strides, sizes), sizes[0], at<float>(packed), threads);
 }
 
 void tap_sum(std::uintptr_t source, std::array<std::int64_t, 3> source_strides, std::uintptr_t packed,
@@ -102,8 +114,10 @@ void bind_conv(py::module_& module) {
                py::arg("source_strides"), py::arg("packed"), py::arg("bias"), py::arg("dtype"), py::arg("out"),
                py::arg("out_strides"), py::arg("sizes"), py::arg("runs"), py::arg("threads"));
     module.def("pad", &pad, py::call_guard<py::gil_scoped_release>(), py::arg("dtype"), py::arg("source"),
-               py::arg("strides"), py::arg("sizes"), py::arg("corner"), py::arg("out"), py::arg("out_sizes"),
-               py::arg("threads"));
+               py::arg("strides"), py::arg("sizes"), py::arg("corner"), py::arg("out"), py::arg("out_strides"),
+               py::arg("out_sizes"), py::arg("threads"));
+    module.def("pack_pixels", &pack_pixels, py::call_guard<py::gil_scoped_release>(), py::arg("dtype"),
+               py::arg("source"), py::arg("strides"), py::arg("sizes"), py::arg("packed"), py::arg("threads"));
 }
 
 }  // namespace fastar

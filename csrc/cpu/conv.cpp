@@ -76,11 +76,30 @@ void pack_taps(const TapWeight& weight, bool transposed, float* packed, int thre
 }
 
 void pad(const PadArguments& arguments, std::int64_t images, int threads) {
-    const std::int64_t row = std::max<std::int64_t>(1, arguments.out_width * arguments.channels);
+    const std::int64_t row = std::max<std::int64_t>(1, arguments.out_width * arguments.out_channels);
     const auto grain = static_cast<std::size_t>(std::max<std::int64_t>(1, kElementsPerPiece / row));
     parallel_for(static_cast<std::size_t>(images * arguments.out_height), grain, threads, [&](auto begin, auto end) {
         kernels().pad(arguments, static_cast<std::int64_t>(begin), static_cast<std::int64_t>(end));
     });
+}
+
+void pack_pixels(const PadArguments& arguments, std::int64_t images, float* packed, int threads) {
+    const std::int64_t size = arguments.height * arguments.width;
+    for (std::int64_t panel = 0; panel < panels_of(arguments.channels); ++panel) {
+        const Panel p = panel_of(panel, arguments.channels);
+        const std::int64_t width = p.vectors * kVector;
+        PadArguments a = arguments;
+        const std::int64_t bytes = a.element == Element::float32 ? 4 : 2;
+        a.source = static_cast<const char*>(a.source) + p.first * a.source_strides[1] * bytes;
+        a.channels = std::min(width, arguments.channels - p.first);
+        a.out = packed + images * size * p.first;
+        a.out_channels = width;
+        const std::int64_t strides[] = {size * width, 1, a.width * width, width};
+        std::copy_n(strides, 4, a.out_strides);
+        a.out_height = a.height;
+        a.out_width = a.width;
+        pad(a, images, threads);
+    }
 }
 
 void tap_sum(const TapSumArguments& arguments, std::span<const Run> runs, int threads) {

@@ -2,7 +2,8 @@
 //
 // The source is channels last with its padding written out, so that what an output position sees is a few *runs* of
 // consecutive elements: taps beside each other in a row are one run. A run starts at the same distance from the
-// position's own element everywhere.
+// position's own element everywhere. With the source planar, pairs of a channel and a tap in the place of positions,
+// and rows of pixels as runs, the same product is the gradient of the weight.
 #pragma once
 
 #include <cstdint>
@@ -40,6 +41,10 @@ void pack_taps(const TapWeight& weight, bool transposed, float* packed, int thre
 
 // Writes the padding out, see kernel_table.h.
 void pad(const PadArguments& arguments, std::int64_t images, int threads);
+
+// Packs the matrix [images x height x width, channels] for tap_sum: of the arguments, only what describes the source is
+// read.
+void pack_pixels(const PadArguments& arguments, std::int64_t images, float* packed, int threads);
 
 // out[position] = bias + the runs of that position times the packed matrix, whose depth is the runs' total length. The
 // order of each sum depends on the runs alone.

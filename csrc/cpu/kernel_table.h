@@ -68,22 +68,22 @@ struct Piece {
 // What a tensor's elements are; sums are in float32.
 enum class Element { float32, bfloat16, float16 };
 
-// out[i, y, x, :] = source[i, :, y - top, x - left] as float32, 0 outside the source's height and width.
+// out[i, c, y, x] = source[i, c, y - top, x - left] as float32, 0 outside the source's channels, height and width. Of
+// the output, channels or pixels lie side by side. The strides are in the order of the indices.
 struct PadArguments {
     Element element;
     const void* source;
-    std::int64_t image_stride;
-    std::int64_t channel_stride;
-    std::int64_t row_stride;
-    std::int64_t pixel_stride;
+    std::int64_t source_strides[4];
+    std::int64_t channels;
     std::int64_t height;
     std::int64_t width;
     std::int64_t top;
     std::int64_t left;
     float* out;
+    std::int64_t out_strides[4];
+    std::int64_t out_channels;
     std::int64_t out_height;
     std::int64_t out_width;
-    std::int64_t channels;
 };
 
 // Output positions of one block of tap_sum.

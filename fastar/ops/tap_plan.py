@@ -49,7 +49,7 @@ class TapPlan:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Stride (down, right) and padding (left, right, top, bottom) of a convolution, or of what it is the transpose of."""
+    """Stride (down, right) and padding (left, right, top, bottom) of a convolution or, transposed, of its adjoint."""
 
     stride: tuple[int, int]
     padding: tuple[int, int, int, int]

@@ -25,7 +25,7 @@ def colours_see(outputs: int, inputs: int, mask_type: str, colours: int, colour_
 
 
 def raster_mask(shape: Sequence[int], mask_type: str, colours: int = 1, colour_layout: str = "interleaved") -> Tensor:
-    """The mask [out, in, height, width] of taps before the centre in raster order, and of the centre by type and colour."""
+    """The mask [out, in, height, width]: taps before the centre in raster order, and the centre by type and colour."""
     outputs, inputs, height, width = shape
     mask = torch.zeros(outputs, inputs, height, width, dtype=torch.bool)
     mask[:, :, : height // 2] = True

@@ -156,28 +156,55 @@ void by_element(Element element, Run run) {
     }
 }
 
-// One padded row. Whichever of channels and pixels lie side by side in the source is the inner loop.
+// Channels that are moved together where the channels of one side and the pixels of the other lie side by side, so that
+// what is read of a line is read once.
+constexpr std::int64_t kStrip = 16;
+
+void clear(const PadArguments& a, float* row, std::int64_t first_channel, std::int64_t begin, std::int64_t end) {
+    const std::int64_t channel = a.out_strides[1];
+    const std::int64_t pixel = a.out_strides[3];
+    if (channel == 1) {
+        for (std::int64_t x = begin; x < end; ++x)
+            std::fill(row + x * pixel + first_channel, row + x * pixel + a.out_channels, 0.0F);
+    } else {
+        for (std::int64_t c = first_channel; c < a.out_channels; ++c)
+            std::fill(row + c * channel + begin, row + c * channel + end, 0.0F);
+    }
+}
+
 template <typename T>
 void pad_row(const PadArguments& a, const T* source, float* out) {
-    const std::int64_t channels = a.channels;
+    const auto [source_image, source_channel, source_row, source_pixel] = a.source_strides;
+    const auto [out_image, out_channel, out_row, out_pixel] = a.out_strides;
     const std::int64_t first = std::clamp<std::int64_t>(a.left, 0, a.out_width);
     const std::int64_t last = std::clamp<std::int64_t>(a.left + a.width, first, a.out_width);
-    std::fill(out, out + first * channels, 0.0F);
-    std::fill(out + last * channels, out + a.out_width * channels, 0.0F);
-    source += (first - a.left) * a.pixel_stride;
-    out += first * channels;
-    const std::int64_t pixels = last - first;
-    if (a.channel_stride == 1) {
-        for (std::int64_t x = 0; x < pixels; ++x) {
-            const T* from = source + x * a.pixel_stride;
-            float* to = out + x * channels;
-            for (std::int64_t c = 0; c < channels; ++c) to[c] = widen(from[c]);
+    clear(a, out, 0, 0, first);
+    clear(a, out, 0, last, a.out_width);
+    clear(a, out, a.channels, first, last);
+    source -= a.left * source_pixel;
+    if (source_channel == 1 && out_channel == 1) {
+        for (std::int64_t x = first; x < last; ++x) {
+            const T* from = source + x * source_pixel;
+            float* to = out + x * out_pixel;
+            for (std::int64_t c = 0; c < a.channels; ++c) to[c] = widen(from[c]);
         }
         return;
     }
-    for (std::int64_t c = 0; c < channels; ++c) {
-        const T* from = source + c * a.channel_stride;
-        for (std::int64_t x = 0; x < pixels; ++x) out[x * channels + c] = widen(from[x * a.pixel_stride]);
+    if (source_pixel == 1 && out_pixel == 1) {
+        for (std::int64_t c = 0; c < a.channels; ++c) {
+            const T* from = source + c * source_channel;
+            float* to = out + c * out_channel;
+            for (std::int64_t x = first; x < last; ++x) to[x] = widen(from[x]);
+        }
+        return;
+    }
+    for (std::int64_t strip = 0; strip < a.channels; strip += kStrip) {
+        const std::int64_t end = std::min(a.channels, strip + kStrip);
+        for (std::int64_t x = first; x < last; ++x) {
+            for (std::int64_t c = strip; c < end; ++c) {
+                out[x * out_pixel + c * out_channel] = widen(source[x * source_pixel + c * source_channel]);
+            }
+        }
     }
 }
 
@@ -240,15 +267,16 @@ void block(const TapSumArguments& a, Panel panel, std::int64_t first) {
 void pad(const PadArguments& a, std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
         const std::int64_t image = row / a.out_height;
-        const std::int64_t y = row % a.out_height - a.top;
-        float* out = a.out + row * a.out_width * a.channels;
+        const std::int64_t out_y = row % a.out_height;
+        const std::int64_t y = out_y - a.top;
+        float* out = a.out + image * a.out_strides[0] + out_y * a.out_strides[2];
         if (y < 0 || y >= a.height) {
-            std::fill(out, out + a.out_width * a.channels, 0.0F);
+            clear(a, out, 0, 0, a.out_width);
             continue;
         }
         by_element(a.element, [&](auto element) {
             using T = decltype(element);
-            pad_row(a, static_cast<const T*>(a.source) + image * a.image_stride + y * a.row_stride, out);
+            pad_row(a, static_cast<const T*>(a.source) + image * a.source_strides[0] + y * a.source_strides[2], out);
         });
     }
 }
