@@ -167,11 +167,11 @@ class Rectangle(NamedTuple):
 def _rectangles(looks: Sequence[Look]) -> list[Rectangle]:
     """The looks as rectangles, each look in one."""
     strips: list[Rectangle] = []
-    for one in sorted(looks):
-        if strips and strips[-1].top == one.dy and strips[-1].right == one.dx - 1:
-            strips[-1] = strips[-1]._replace(right=one.dx)
+    for look in sorted(looks):
+        if strips and strips[-1].top == look.dy and strips[-1].right == look.dx - 1:
+            strips[-1] = strips[-1]._replace(right=look.dx)
         else:
-            strips.append(Rectangle(one.dy, one.dy, one.dx, one.dx, one.tap))
+            strips.append(Rectangle(look.dy, look.dy, look.dx, look.dx, look.tap))
     found: list[Rectangle] = []
     for strip in strips:
         above = [one for one in found if (one.bottom, one.left, one.right) == (strip.top - 1, strip.left, strip.right)]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastar import _checks, _dispatch
@@ -90,7 +91,7 @@ def plan_of(
         raise ValueError(f"mask_type: expected one of {', '.join(MASK_TYPES)}, got {mask_type!r}")
     if shape[2] % 2 == 0 or shape[3] % 2 == 0:
         raise ValueError(f"kernel_size: expected odd sizes, which have a centre to mask, got {list(shape[2:])}")
-    return tap_plan.raster(shape, mask_type, colours, colour_layout).to(device)
+    return tap_plan.raster(shape, mask_type, colours, colour_layout, device)
 
 
 def geometry_of(
@@ -207,16 +208,25 @@ def _reference_backward(
     if saved is not None:
         grad = activations.backward(activation, grad, saved)
     mask = plan.dense(weight.shape, weight.device)
-    with torch.enable_grad():
-        own_x, own_weight = (t.detach().requires_grad_() for t in (x, weight))
-        y = reference(own_x, own_weight, None, mask, geometry.stride, geometry.padding, "none", geometry.transposed)
-    wanted = [one for one, need in ((own_x, needs[0]), (own_weight, needs[1])) if need]
-    grads = iter(torch.autograd.grad(y, wanted, grad) if wanted else ())
-    grad_x = None
+
+    def visible(w: Tensor) -> Tensor:
+        return w if mask is None else torch.where(mask, w, torch.zeros_like(w))
+
+    # The padding of the input, or of the gradient of what was cropped, is written out.
+    around = list(geometry.padding)
+    outer, inner = (F.pad(grad, around), x) if geometry.transposed else (grad, F.pad(x, around))
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        outer, inner, visible(weight), None, geometry.stride, [0, 0], [1, 1], geometry.transposed, [0, 0], 1,
+        [needs[0], needs[1], False],
+    )  # fmt: skip
     if needs[0]:
-        grad_x = torch.empty_like(x, memory_format=tap_plan.format_of(x, weight)).copy_(next(grads))
-    grad_weight = next(grads).contiguous() if needs[1] else None
-    return grad_x, grad_weight, grad.sum((0, 2, 3)) if needs[2] else None
+        inside = grad_x if geometry.transposed else F.pad(grad_x, [-size for size in around])
+        grad_x = torch.empty_like(x, memory_format=tap_plan.format_of(x, weight)).copy_(inside)
+    return (
+        grad_x if needs[0] else None,
+        visible(grad_weight).contiguous() if needs[1] else None,
+        grad.sum((0, 2, 3)) if needs[2] else None,
+    )
 
 
 def _never(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -95,17 +95,20 @@ def full(kernel: Sequence[int]) -> TapPlan:
     return TapPlan(tuple(range(kernel[0] * kernel[1])))
 
 
-def raster(shape: Sequence[int], mask_type: str, colours: int, colour_layout: str) -> TapPlan:
+def raster(
+    shape: Sequence[int],
+    mask_type: str,
+    colours: int = 1,
+    colour_layout: str = "interleaved",
+    device: torch.device | str | None = None,
+) -> TapPlan:
     """The taps before the centre of a kernel [out, in, height, width], and what types "A" and "B" see of the centre."""
     outputs, inputs, height, width = shape
     centre = (height // 2) * width + width // 2
     before = tuple(range(centre))
     if colours == 1:
         return TapPlan(before if mask_type == "A" else (*before, centre))
-    seen = colours_see(outputs, inputs, mask_type, colours, colour_layout)
-    if not seen.any():
-        return TapPlan(before)
-    return TapPlan((*before, centre), *((-1, None) if seen.all() else (centre, seen)))
+    return TapPlan((*before, centre), centre, colours_see(outputs, inputs, mask_type, colours, colour_layout, device))
 
 
 class Look(NamedTuple):

@@ -11,16 +11,23 @@ from torch import Tensor
 from fastar.reference import activation as activations
 
 
-def colours_of(channels: int, colours: int, colour_layout: str) -> Tensor:
+def colours_of(channels: int, colours: int, colour_layout: str, device: torch.device | str | None = None) -> Tensor:
     """The colour of each channel: c mod colours (interleaved) or floor(c * colours / channels) (contiguous)."""
-    c = torch.arange(channels)
+    c = torch.arange(channels, device=device)
     return c % colours if colour_layout == "interleaved" else c * colours // channels
 
 
-def colours_see(outputs: int, inputs: int, mask_type: str, colours: int, colour_layout: str) -> Tensor:
+def colours_see(
+    outputs: int,
+    inputs: int,
+    mask_type: str,
+    colours: int,
+    colour_layout: str,
+    device: torch.device | str | None = None,
+) -> Tensor:
     """Which channels see which at the centre, bool [outputs, inputs]: earlier colours, with type B also their own."""
-    theirs = colours_of(inputs, colours, colour_layout)[None, :]
-    own = colours_of(outputs, colours, colour_layout)[:, None]
+    theirs = colours_of(inputs, colours, colour_layout, device)[None, :]
+    own = colours_of(outputs, colours, colour_layout, device)[:, None]
     return theirs < own if mask_type == "A" else theirs <= own
 
 
