@@ -1,4 +1,4 @@
-"""ShiftedConv2d: the down-shifted and down-right-shifted convolutions of PixelCNN++, also with stride and transposed."""
+"""ShiftedConv2d: the down-shifted and down-right-shifted convolutions of PixelCNN++, with stride and transposed too."""
 
 from __future__ import annotations
 
