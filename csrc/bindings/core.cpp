@@ -72,6 +72,10 @@ void masked_copy(int element_size, std::uintptr_t source, std::int64_t source_st
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
+    if (const std::string missing = fastar::cpu::missing_extensions(); !missing.empty()) {
+        throw py::import_error("this build of fastar._core needs " + missing +
+                               ", which this CPU lacks; build it again on this machine, without -march flags");
+    }
     const auto release = py::call_guard<py::gil_scoped_release>();
     module.doc() = "Native part of fastar. Arguments are checked by the Python functions that call it.";
     module.def("cpu_vendor", &fastar::cpu::vendor, "Who made this CPU: intel, amd or other.");

@@ -80,6 +80,32 @@ std::vector<std::string> levels_usable() {
     return names;
 }
 
+std::string missing_extensions() {
+    std::string missing;
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_cpu_init();
+    [[maybe_unused]] const auto need = [&missing](bool supported, const char* name) {
+        if (!supported) missing += (missing.empty() ? "" : ", ") + std::string(name);
+    };
+#ifdef __SSE4_2__
+    need(__builtin_cpu_supports("sse4.2"), "sse4.2");
+#endif
+#ifdef __AVX__
+    need(__builtin_cpu_supports("avx"), "avx");
+#endif
+#ifdef __AVX2__
+    need(__builtin_cpu_supports("avx2"), "avx2");
+#endif
+#ifdef __FMA__
+    need(__builtin_cpu_supports("fma"), "fma");
+#endif
+#ifdef __AVX512F__
+    need(__builtin_cpu_supports("avx512f"), "avx512f");
+#endif
+#endif
+    return missing;
+}
+
 std::string vendor() {
 #ifdef FASTAR_HAS_AVX2
     __builtin_cpu_init();

@@ -14,6 +14,11 @@ std::vector<std::string> levels_built();
 // Names of those that this CPU can run, lowest first; never empty.
 std::vector<std::string> levels_usable();
 
+// The vector extensions that the whole library was compiled to use and this CPU lacks, comma-separated; empty where it
+// fits. Not so for the levels above, which are chosen at run time: this is about flags such as -march=native given to
+// the build from outside.
+std::string missing_extensions();
+
 // "intel", "amd" or "other".
 std::string vendor();
 

@@ -1,4 +1,4 @@
-"""Whether Triton kernels can run here, and torch's settings that they follow. Triton itself loads with the first kernel."""
+"""Whether Triton kernels can run here, and torch's settings that they follow; Triton loads with the first kernel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LEAST_CAPABILITY = (8, 0)
 
 
 def interpreting() -> bool:
-    """Whether Triton's interpreter was asked for, which runs kernels on CPU tensors; as Triton itself reads the variable."""
+    """Whether Triton's interpreter was asked for, which runs kernels on CPU tensors; read as Triton reads it."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in {"1", "true", "on", "yes", "y"}
 
 
