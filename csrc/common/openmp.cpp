@@ -1,6 +1,7 @@
 #include "common/openmp.h"
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <initializer_list>
 
@@ -9,6 +10,9 @@ namespace {
 
 // What compilers turn a parallel region into; GNU's runtime and LLVM's both have it.
 using Parallel = void(void (*)(void*), void*, unsigned, unsigned);
+
+// GNU's runtime hangs in a child that was forked after its parent had used it.
+const pid_t kOwner = getpid();
 
 Parallel* find() {
     // A lookup by handle also searches what the library depends on, so this is the very runtime that torch uses,
@@ -26,7 +30,7 @@ Parallel* find() {
 
 bool run_on_openmp(void (*body)(void*), void* data, int threads) {
     static Parallel* const parallel = find();
-    if (!parallel) return false;
+    if (!parallel || getpid() != kOwner) return false;
     parallel(body, data, static_cast<unsigned>(threads), 0);
     return true;
 }

@@ -3,17 +3,19 @@
 The input is copied once into channels-last order with its padding written out, in float32. What an output position sees
 of it is then a few runs of consecutive elements, and native code multiplies them with a packed weight that holds only
 surviving taps (csrc/cpu/conv.h). The input's gradient is the same sum over taps that look the other way, and the
-weight's the same product with other roles. Weights are packed anew in each call: that takes 2% of the product at 256
-channels and 32 x 32 pixels, and nothing can go stale.
+weight's the same product with other roles.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fastar.native import core, why_missing
 from fastar.ops import tap_plan
@@ -53,6 +55,54 @@ def _reach(looks: Sequence[Look], size: Sequence[int], step: Sequence[int]) -> t
     return low, [(size[axis] - 1) * step[axis] + high[axis] - low[axis] + 1 for axis in (0, 1)]
 
 
+@dataclass
+class _Packed:
+    """A weight's packed taps and what they were made from; a matrix is never written again once it is here."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    source: tuple[object, ...] = ()
+    channel_mask: Tensor | None = None
+    matrix: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+_PACKED: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_PACKED_LOCK = threading.Lock()
+
+
+def _packed_taps(weight: Tensor, taps: list[int], plan: TapPlan, transposed: bool) -> Tensor:
+    """The surviving taps as the matrix that the product takes.
+
+    The forward's is kept as long as its weight lives, and made anew when a fingerprint of the weight's memory says so:
+    version counters are not raised by writes through `.data`. The transposed one serves training, where each step has
+    another weight.
+    """
+    if transposed or not weight.is_contiguous():
+        return _pack(weight, taps, plan, transposed)
+    with _PACKED_LOCK:
+        packed: _Packed | None = _PACKED.get(weight)
+        if packed is None:
+            packed = _PACKED[weight] = _Packed()
+    with packed.lock:
+        print_of_weight = core().fingerprint(weight.data_ptr(), weight.nbytes, torch.get_num_threads())
+        source = (print_of_weight, weight.dtype, weight.shape, taps, plan.masked)
+        if packed.source != source or packed.channel_mask is not plan.channel_mask:
+            packed.matrix = _pack(weight, taps, plan, transposed)
+            packed.source, packed.channel_mask = source, plan.channel_mask
+        return packed.matrix
+
+
+def _pack(weight: Tensor, taps: list[int], plan: TapPlan, transposed: bool) -> Tensor:
+    values = weight.detach().float().flatten(2)
+    depth, columns = (weight.shape[0], weight.shape[1]) if transposed else (weight.shape[1], weight.shape[0])
+    mask = plan.channel_mask if plan.masked in taps else None
+    packed = torch.empty(core().packed_elements(len(taps) * depth, columns))
+    core().pack_taps(
+        values.data_ptr(), values.stride(), values.shape[:2], taps, 0 if mask is None else mask.data_ptr(),
+        -1 if mask is None else taps.index(plan.masked), transposed, packed.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    return packed
+
+
 def _tap_sum(
     source: Tensor,
     looks: Sequence[Look],
@@ -69,7 +119,6 @@ def _tap_sum(
     if not looks or source.shape[1] == 0:
         out.copy_(torch.zeros_like(out) if bias is None else bias[:, None, None].expand_as(out))
         return
-    threads = torch.get_num_threads()
     looks = sorted(looks)
     low, size = _reach(looks, out.shape[2:], step)
     padded = _padded(source, (-low[0], -low[1]), size, torch.channels_last)
@@ -82,20 +131,12 @@ def _tap_sum(
             runs[-1] = (runs[-1][0], runs[-1][1] + pixel)
         else:
             runs.append((start, pixel))
-    values = weight.detach().float().flatten(2)
-    taps = [one.tap for one in looks]
-    mask = plan.channel_mask if plan.masked in taps else None
-    masked = -1 if mask is None else taps.index(plan.masked)
-    packed = torch.empty(core().packed_elements(len(taps) * pixel, out.shape[1]))
-    core().pack_taps(
-        values.data_ptr(), values.stride(), values.shape[:2], taps, 0 if mask is None else mask.data_ptr(), masked,
-        transposed, packed.data_ptr(), threads,
-    )  # fmt: skip
+    packed = _packed_taps(weight, [one.tap for one in looks], plan, transposed)
     shift = None if bias is None else bias.detach().float().contiguous()
     core().tap_sum(
         padded.data_ptr(), (image, row * step[0], pixel * step[1]), packed.data_ptr(),
         0 if shift is None else shift.data_ptr(), _name(out.dtype), out.data_ptr(), out.stride(), out.shape, runs,
-        threads,
+        torch.get_num_threads(),
     )  # fmt: skip
 
 

@@ -197,7 +197,7 @@ def test_bad_options(message: str, build: Callable[[], Any]) -> None:
 
 
 def test_no_memory_of_earlier_weights() -> None:
-    """Weights are packed in each call, so writes that raise no version counter are seen as well."""
+    """A packed copy of the weight is kept: writes that raise no version counter must be seen as well."""
     layer, x = LAYERS["masked"](), torch.randn(2, 4, 5, 5)
     mask: Tensor = raster_mask(layer.weight.shape, "B", 3)
     with torch.no_grad():

@@ -294,6 +294,25 @@ def test_memory_format_follows_torch() -> None:
         assert masked_conv2d(a, b, mask_type="B").stride() == F.conv2d(a, b, padding=1).stride()
 
 
+def test_one_weight_under_two_masks() -> None:
+    weight, x = torch.randn(9, 6, 3, 3), torch.randn(2, 6, 5, 5)
+    for _ in range(2):
+        for name in ("A", "B", "B interleaved", "B contiguous"):
+            expected = F.conv2d(x, weight * mask_of(name, weight.shape), padding=1)
+            torch.testing.assert_close(masked_conv2d(x, weight, **MASKS[name]), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_packed_copies_go_with_their_weight() -> None:
+    from fastar.ops import _masked_conv2d_cpu
+
+    before = len(_masked_conv2d_cpu._PACKED)
+    weight = torch.randn(9, 6, 3, 3)
+    masked_conv2d(torch.randn(2, 6, 5, 5), weight, mask_type="B")
+    assert len(_masked_conv2d_cpu._PACKED) == before + 1
+    del weight
+    assert len(_masked_conv2d_cpu._PACKED) == before
+
+
 def test_the_bits_do_not_depend_on_threads() -> None:
     x, weight = torch.randn(3, 40, 17, 9), torch.randn(130, 40, 3, 3)
     grad = torch.randn(3, 130, 17, 9)
