@@ -10,6 +10,7 @@
 
 #include "bindings/conv.h"
 #include "bindings/cuda_library.h"
+#include "bindings/nade.h"
 #include "common/memory.h"
 #include "cpu/dispatch.h"
 #include "cpu/fingerprint.h"
@@ -101,4 +102,5 @@ PYBIND11_MODULE(_core, module) {
                py::arg("rows"), py::arg("columns"), py::arg("threads"));
     fastar::bind_conv(module);
     fastar::bind_cuda_library(module);
+    fastar::bind_nade(module);
 }

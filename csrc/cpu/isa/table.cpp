@@ -1,6 +1,7 @@
 // The table of this vector level. Only dispatch.cpp refers to it.
 #include "cpu/isa/conv.h"
 #include "cpu/isa/gather.h"
+#include "cpu/isa/nade.h"
 #include "cpu/kernel_table.h"
 
 namespace fastar::cpu::FASTAR_ISA {
@@ -12,6 +13,9 @@ const KernelTable table{
     .gather_32 = gather<std::uint32_t>,
     .masked_copy_16 = masked_copy<std::uint16_t>,
     .masked_copy_32 = masked_copy<std::uint32_t>,
+    .nade_forward = nade_forward,
+    .nade_logit_gradient = nade_logit_gradient,
+    .nade_backward = nade_backward,
     .hash = hash,
     .pad = pad,
     .tap_sum = tap_sum,
