@@ -311,11 +311,9 @@ def compile_cases() -> Iterator[tuple[str, Callable[[], None]]]:
         return call
 
     for dtype, channels, kernel, activation, allow_tf32 in (
-        (torch.bfloat16, (256, 256), 3, "relu", False),
-        (torch.bfloat16, (3, 128), 7, "gelu", False),
-        (torch.float16, (256, 256), 5, "gelu", False),
+        (torch.bfloat16, (256, 256), 3, "gelu", False),
+        (torch.float16, (3, 128), 7, "gelu", False),
         (torch.float32, (256, 256), 5, "elu", False),
-        (torch.float32, (256, 256), 3, "gelu", True),
         (torch.float32, (3, 120), 7, "tanh", True),
     ):
         name = f"{str(dtype).removeprefix('torch.')}{' tf32' if allow_tf32 else ''}, {channels}, {kernel}, {activation}"

@@ -32,7 +32,6 @@ struct MaskedCopyArguments {
     std::int64_t columns;
 };
 
-<<<<<<< HEAD
 // Packed matrices have their columns in panels of at most four vectors of 16, each panel a matrix of its own with its
 // rows one after another. The layout is the same at every level.
 inline constexpr std::int64_t kVector = 16;
@@ -113,7 +112,7 @@ struct TapSumArguments {
     const Piece* pieces;
     std::int64_t piece_count;
 };
-=======
+
 enum class NadeActivation { kSigmoid, kRelu, kTanh };
 
 // A NADE of D = dim positions, H = hidden units, K = params parameters per position, see nade.h, packed in float32:
@@ -157,7 +156,6 @@ struct NadeBackward {
 inline constexpr std::int64_t kNadeRows = 8;
 inline constexpr std::int64_t kNadeGroup = 64;
 inline constexpr std::int64_t kNadeSlice = 32;
->>>>>>> main
 
 struct KernelTable {
     void (*gather_16)(const GatherArguments<std::uint16_t>&, std::int64_t begin, std::int64_t end);
