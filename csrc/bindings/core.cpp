@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bindings/conv.h"
 #include "bindings/cuda_library.h"
 #include "bindings/executor.h"
 #include "bindings/nade.h"
@@ -100,6 +101,7 @@ PYBIND11_MODULE(_core, module) {
     module.def("masked_copy", &masked_copy, release, py::arg("element_size"), py::arg("source"),
                py::arg("source_stride"), py::arg("mask"), py::arg("mask_stride"), py::arg("out"), py::arg("out_stride"),
                py::arg("rows"), py::arg("columns"), py::arg("threads"));
+    fastar::bind_conv(module);
     fastar::bind_cuda_library(module);
     fastar::bind_executor(module);
     fastar::bind_nade(module);

@@ -10,6 +10,8 @@
 #include <thread>
 #include <vector>
 
+#include "common/openmp.h"
+
 namespace fastar {
 namespace {
 
@@ -17,6 +19,20 @@ struct Job {
     const std::function<void(std::size_t, std::size_t)>* body = nullptr;
     std::size_t count = 0;
     std::size_t pieces = 0;
+};
+
+// A job whose pieces several threads take by turns.
+struct Shared {
+    const std::function<void(std::size_t, std::size_t)>* body;
+    std::size_t count;
+    std::size_t pieces;
+    std::atomic<std::size_t> next{0};
+
+    void take() {
+        for (std::size_t i = next.fetch_add(1); i < pieces; i = next.fetch_add(1)) {
+            (*body)(count* i / pieces, count * (i + 1) / pieces);
+        }
+    }
 };
 
 class Pool {
@@ -108,6 +124,11 @@ void parallel_for(std::size_t count, std::size_t grain, int threads,
     // Four pieces a worker: one that starts late, or shares its core with a spinning thread of another pool, takes
     // fewer.
     const std::size_t pieces = std::min(most, workers * 4);
+    // Torch's threads first: they spin for milliseconds after each of torch's own loops, and a pool beside them would
+    // get half of every core meanwhile. The team is always the whole one, which the runtime keeps from call to call.
+    Shared shared{&body, count, pieces};
+    const auto take = [](void* data) { static_cast<Shared*>(data)->take(); };
+    if (run_on_openmp(take, &shared, threads)) return;
     pool().run({&body, count, pieces}, static_cast<int>(workers) - 1);
 }
 

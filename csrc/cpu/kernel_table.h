@@ -34,6 +34,87 @@ struct MaskedCopyArguments {
     std::int64_t columns;
 };
 
+// Packed matrices have their columns in panels of at most four vectors of 16, each panel a matrix of its own with its
+// rows one after another. The layout is the same at every level.
+inline constexpr std::int64_t kVector = 16;
+inline constexpr std::int64_t kPanelVectors = 4;
+
+struct Panel {
+    std::int64_t first;
+    std::int64_t vectors;
+};
+
+constexpr std::int64_t vectors_of(std::int64_t columns) {
+    return (columns + kVector - 1) / kVector;
+}
+
+constexpr std::int64_t panels_of(std::int64_t columns) {
+    return (vectors_of(columns) + kPanelVectors - 1) / kPanelVectors;
+}
+
+// Panels share the vectors out evenly: a narrow one at the end would be slow.
+constexpr Panel panel_of(std::int64_t panel, std::int64_t columns) {
+    const std::int64_t vectors = vectors_of(columns);
+    const std::int64_t panels = panels_of(columns);
+    const std::int64_t begin = panel * vectors / panels;
+    return {begin * kVector, (panel + 1) * vectors / panels - begin};
+}
+
+// A part of a run, see conv.h; the accumulators go back to memory after one that ends a chunk.
+struct Piece {
+    std::int64_t offset;
+    std::int64_t length;
+    bool ends_chunk;
+};
+
+// What a tensor's elements are; sums are in float32.
+enum class Element { float32, bfloat16, float16 };
+
+// out[i, c, y, x] = source[i, c, y - top, x - left] as float32, 0 outside the source's channels, height and width. Of
+// the output, channels or pixels lie side by side. The strides are in the order of the indices.
+struct PadArguments {
+    Element element;
+    const void* source;
+    std::int64_t source_strides[4];
+    std::int64_t channels;
+    std::int64_t height;
+    std::int64_t width;
+    std::int64_t top;
+    std::int64_t left;
+    float* out;
+    std::int64_t out_strides[4];
+    std::int64_t out_channels;
+    std::int64_t out_height;
+    std::int64_t out_width;
+};
+
+// Output positions of one block of tap_sum.
+inline constexpr std::int64_t kPositions = 96;
+
+// out[i, y, x, :] = bias + source[i, y, x, pieces] times a packed matrix [depth, columns]. Strides are those between
+// neighbouring output positions; source and out point at the first one's element.
+struct TapSumArguments {
+    const float* source;
+    std::int64_t source_image;
+    std::int64_t source_row;
+    std::int64_t source_pixel;
+    const float* packed;
+    const float* bias;
+    Element element;
+    void* out;
+    std::int64_t out_image;
+    std::int64_t out_row;
+    std::int64_t out_pixel;
+    std::int64_t out_channel;
+    std::int64_t images;
+    std::int64_t height;
+    std::int64_t width;
+    std::int64_t columns;
+    std::int64_t depth;
+    const Piece* pieces;
+    std::int64_t piece_count;
+};
+
 enum class NadeActivation { kSigmoid, kRelu, kTanh };
 
 // A NADE of D = dim positions, H = hidden units, K = params parameters per position, see nade.h, packed in float32:
@@ -92,6 +173,10 @@ struct KernelTable {
     // Slices [begin, end) of the hidden units; `scratch` holds 4 x kNadeGroup x kNadeSlice floats.
     void (*nade_backward)(const NadeBackward&, std::int64_t begin, std::int64_t end, float* scratch);
     std::uint64_t (*hash)(const std::uint64_t* data, std::size_t words, std::uint64_t seed);
+    // Rows of all images of the padded output, [begin, end).
+    void (*pad)(const PadArguments&, std::int64_t begin, std::int64_t end);
+    // Items are numbered panel by panel, in each panel block of positions by block.
+    void (*tap_sum)(const TapSumArguments&, std::int64_t begin, std::int64_t end);
     ExecutorKernels executor;
 };
 

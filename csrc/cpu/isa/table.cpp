@@ -1,4 +1,5 @@
 // The table of this vector level. Only dispatch.cpp refers to it.
+#include "cpu/isa/conv.h"
 #include "cpu/isa/executor.h"
 #include "cpu/isa/gather.h"
 #include "cpu/isa/nade.h"
@@ -17,6 +18,8 @@ const KernelTable table{
     .nade_logit_gradient = nade_logit_gradient,
     .nade_backward = nade_backward,
     .hash = hash,
+    .pad = pad,
+    .tap_sum = tap_sum,
     .executor =
         {
             .matrix = matrix,

@@ -1,0 +1,395 @@
+"""y = act(conv2d(x, W * M) + b), where M removes taps: those of M are never multiplied.
+
+In PyTorch: ``act(F.conv2d(F.pad(x, padding), weight * mask, bias, stride))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastar import _checks, _dispatch
+from fastar.ops import _autocast, _library, _masked_conv2d_cpu, _triton, tap_plan
+from fastar.ops.tap_plan import Geometry, TapPlan
+from fastar.reference import activation as activations
+from fastar.reference.masked_conv2d import masked_conv2d as reference
+
+MASK_TYPES = ("A", "B")
+COLOUR_LAYOUTS = ("interleaved", "contiguous")
+
+
+def masked_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    mask_type: str | None = None,
+    colours: int = 1,
+    colour_layout: str = "interleaved",
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = "same",
+    transposed: bool = False,
+    activation: str = "none",
+    plan: TapPlan | None = None,
+) -> Tensor:
+    """act(conv2d(x, W * M) + b), as ``act(F.conv2d(x, weight * mask, bias))``, without the taps that the mask removes.
+
+    x [batch, in, H, W], weight [out, in, h, w], bias [out] -> [batch, out, H', W']. M keeps the taps before the centre
+    in raster order. At the centre type "A" keeps nothing and type "B" everything; with `colours` > 1 an output of
+    colour o keeps the inputs of colours < o ("A") or <= o ("B"), where channel c has colour ``c mod colours``
+    (interleaved) or ``floor(c * colours / channels)`` (contiguous). A `plan` takes the place of these: any taps, as
+    those of a gated PixelCNN's stacks; with neither, nothing is masked.
+
+    `padding`: "same" (odd kernels, stride 1), one or two integers as in F.conv2d, or four, (left, right, top, bottom),
+    as in F.pad. `transposed`: the transpose of that convolution, as F.conv_transpose2d, weight [in, out, h, w]; the
+    padding then says what is cropped.
+
+    Gradients for x, weight (zero where masked) and bias, of first order. A masked weight never reaches the output, not
+    even an infinite one.
+    """
+    _check(x, weight, bias, transposed)
+    activation = activations.check(activation)
+    if plan is None:
+        plan = plan_of(weight.shape, mask_type, colours, colour_layout, weight.device)
+    elif mask_type is not None:
+        raise ValueError("plan: expected either a plan or a mask_type, got both")
+    _check_plan(plan, weight)
+    geometry = geometry_of(weight.shape[2:], stride, padding, transposed)
+    if min(geometry.result_size(x.shape[2:], weight.shape[2:])) < 1:
+        raise ValueError(
+            f"x: expected a height and width that leave an output of at least 1 x 1 for a kernel of"
+            f" {list(weight.shape[2:])} with padding {geometry.padding}, got {list(x.shape)}"
+        )
+    x, weight, bias = _autocast.cast(x, weight, bias)
+    fused = "none" if activation == "concat_elu" else activation
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    keep = learns and fused in activations.NEEDS_PREACTIVATION
+    y, _ = _forward_op(x, weight, bias, *_arguments(plan, geometry), fused, keep)
+    return activations.concat_elu(y, 1) if activation == "concat_elu" else y
+
+
+def plan_of(
+    shape: Sequence[int],
+    mask_type: str | None,
+    colours: int = 1,
+    colour_layout: str = "interleaved",
+    device: torch.device | str | None = None,
+) -> TapPlan:
+    """The taps that survive the mask of a weight of this shape [out, in, height, width]."""
+    _checks.positive("colours", colours)
+    if colour_layout not in COLOUR_LAYOUTS:
+        raise ValueError(f"colour_layout: expected one of {', '.join(COLOUR_LAYOUTS)}, got {colour_layout!r}")
+    if mask_type is None:
+        if colours != 1:
+            raise ValueError(f"colours: expected 1 without a mask_type, got {colours}")
+        return tap_plan.full(shape[2:])
+    if mask_type not in MASK_TYPES:
+        raise ValueError(f"mask_type: expected one of {', '.join(MASK_TYPES)}, got {mask_type!r}")
+    if shape[2] % 2 == 0 or shape[3] % 2 == 0:
+        raise ValueError(f"kernel_size: expected odd sizes, which have a centre to mask, got {list(shape[2:])}")
+    return tap_plan.raster(shape, mask_type, colours, colour_layout, device)
+
+
+def geometry_of(
+    kernel: Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = "same",
+    transposed: bool = False,
+) -> Geometry:
+    """Stride and padding in their one form."""
+    steps = (stride, stride) if isinstance(stride, int) else tuple(stride)
+    if len(steps) != 2:
+        raise ValueError(f"stride: expected one or two positive integers, got {stride!r}")
+    down, right = (_checks.positive("stride", step) for step in steps)
+    if isinstance(padding, str):
+        if padding != "same":
+            raise ValueError(f"padding: expected 'same' or integers, got {padding!r}")
+        if kernel[0] % 2 == 0 or kernel[1] % 2 == 0 or (down, right) != (1, 1):
+            raise ValueError(
+                f"padding: 'same' expects odd kernel sizes and stride 1, got kernel {list(kernel)}, stride {stride!r}"
+            )
+        padding = (kernel[0] // 2, kernel[1] // 2)
+    sizes = (padding, padding) if isinstance(padding, int) else tuple(padding)
+    if len(sizes) == 2:
+        sizes = (sizes[1], sizes[1], sizes[0], sizes[0])
+    if len(sizes) != 4 or any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in sizes):
+        raise ValueError(f"padding: expected 'same', or 1, 2 or 4 integers of at least 0, got {padding!r}")
+    left, right_side, top, bottom = sizes
+    return Geometry((down, right), (left, right_side, top, bottom), bool(transposed))
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> None:
+    _checks.dtype("x", _checks.tensor("x", x), _checks.FLOATS)
+    _checks.dtype("weight", _checks.tensor("weight", weight), _checks.FLOATS)
+    _checks.shape("weight", weight, ["in", "out", "h", "w"] if transposed else ["out", "in", "h", "w"])
+    _checks.shape("x", x, ["batch", weight.shape[0 if transposed else 1], "height", "width"])
+    _checks.same_device("weight", weight, "x", x)
+    if bias is not None:
+        _checks.dtype("bias", _checks.tensor("bias", bias), _checks.FLOATS)
+        _checks.shape("bias", bias, [weight.shape[1 if transposed else 0]])
+        _checks.same_device("bias", bias, "x", x)
+    if _autocast.target(x.device) is None:
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if tensor is not None and tensor.dtype != x.dtype:
+                raise TypeError(f"{name}: expected the dtype of x, {x.dtype}, got {tensor.dtype}")
+
+
+def _check_plan(plan: TapPlan, weight: Tensor) -> None:
+    taps = weight.shape[2] * weight.shape[3]
+    if any(not 0 <= tap < taps for tap in plan.taps) or list(plan.taps) != sorted(set(plan.taps)):
+        raise ValueError(f"plan: expected rising numbers of taps below {taps}, got {plan.taps}")
+    if plan.channel_mask is None:
+        return
+    if plan.masked not in plan.taps:
+        raise ValueError(f"plan: expected the masked tap to be one of {plan.taps}, got {plan.masked}")
+    _checks.dtype("plan", plan.channel_mask, (torch.bool,))
+    _checks.shape("plan", plan.channel_mask, weight.shape[:2])
+    if not weight.is_meta:
+        _checks.same_device("plan", plan.channel_mask, "weight", weight)
+
+
+# How plan and geometry cross torch.library's border.
+_PLAN = "Tensor? channel_mask, int[] taps, int masked, int[2] stride, int[4] padding, bool transposed"
+
+
+def _arguments(plan: TapPlan, geometry: Geometry) -> tuple[Any, ...]:
+    return (plan.channel_mask, plan.taps, plan.masked, geometry.stride, geometry.padding, geometry.transposed)
+
+
+def _back(
+    channel_mask: Tensor | None,
+    taps: Sequence[int],
+    masked: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    transposed: bool,
+) -> tuple[TapPlan, Geometry]:
+    down, right = stride
+    left, right_side, top, bottom = padding
+    mask = None if channel_mask is None else channel_mask.contiguous()
+    return (
+        TapPlan(tuple(taps), masked, mask),
+        Geometry((down, right), (left, right_side, top, bottom), transposed),
+    )
+
+
+def _reference_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    plan: TapPlan,
+    geometry: Geometry,
+    activation: str,
+    keep_preactivation: bool,
+) -> tuple[Tensor, Tensor]:
+    out = geometry.empty_result(x, weight)
+    mask = plan.dense(weight.shape, weight.device)
+    out.copy_(reference(x, weight, bias, mask, geometry.stride, geometry.padding, "none", geometry.transposed))
+    if activation == "none":
+        return out, out.new_empty(0)
+    y = activations.APPLY[activation](out)
+    return y, out if keep_preactivation else out.new_empty(0)
+
+
+def _reference_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor | None,
+    plan: TapPlan,
+    geometry: Geometry,
+    activation: str,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    if saved is not None:
+        grad = activations.backward(activation, grad, saved)
+    mask = plan.dense(weight.shape, weight.device)
+
+    def visible(w: Tensor) -> Tensor:
+        return w if mask is None else torch.where(mask, w, torch.zeros_like(w))
+
+    # The padding of the input, or of the gradient of what was cropped, is written out.
+    around = list(geometry.padding)
+    outer, inner = (F.pad(grad, around), x) if geometry.transposed else (grad, F.pad(x, around))
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        outer, inner, visible(weight), None, geometry.stride, [0, 0], [1, 1], geometry.transposed, [0, 0], 1,
+        [needs[0], needs[1], False],
+    )  # fmt: skip
+    if needs[0]:
+        inside = grad_x if geometry.transposed else F.pad(grad_x, [-size for size in around])
+        grad_x = torch.empty_like(x, memory_format=tap_plan.format_of(x, weight)).copy_(inside)
+    return (
+        grad_x if needs[0] else None,
+        visible(grad_weight).contiguous() if needs[1] else None,
+        grad.sum((0, 2, 3)) if needs[2] else None,
+    )
+
+
+def _triton_products(
+    source: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    plan: TapPlan,
+    geometry: Geometry,
+    adjoint: bool,
+    y: Tensor,
+    z: Tensor | None,
+    activation: str,
+) -> None:
+    """The convolution of `source` with the masked weight, or its adjoint, into y and, if given, z."""
+    from fastar.kernels import masked_conv2d as kernels
+
+    looks = tap_plan.looks(plan.taps, weight.shape[2:], geometry.corner)
+    mask = (plan.channel_mask, plan.masked)
+    finish = (activation, _triton.allow_tf32())
+    source = kernels.channels_last(source)
+    if not adjoint:
+        kernels.tap_sum(source, looks, geometry.stride, weight, False, *mask, bias, y, z, *finish)
+        return
+    down, right = geometry.stride
+    for row, column, seen in tap_plan.phases(looks, geometry.stride):
+        part, part_z = (None if t is None else t[:, :, row::down, column::right] for t in (y, z))
+        assert part is not None
+        kernels.tap_sum(source, seen, (1, 1), weight, True, *mask, bias, part, part_z, *finish)
+
+
+def _triton_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    plan: TapPlan,
+    geometry: Geometry,
+    activation: str,
+    keep_preactivation: bool,
+) -> tuple[Tensor, Tensor]:
+    out = geometry.empty_result(x, weight)
+    y = torch.empty_like(out, memory_format=torch.channels_last)
+    z = torch.empty_like(y) if keep_preactivation else None
+    _triton_products(x, weight, bias, plan, geometry, geometry.transposed, y, z, activation)
+    if out.stride() != y.stride():
+        y = out.copy_(y)
+        z = None if z is None else torch.empty_like(out).copy_(z)
+    return y, x.new_empty(0) if z is None else z
+
+
+def _triton_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor | None,
+    plan: TapPlan,
+    geometry: Geometry,
+    activation: str,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    from fastar.kernels import masked_conv2d as kernels
+
+    need_x, need_weight, need_bias = needs
+    g, grad_bias = kernels.activation_gradient(
+        grad, saved, activation, need_values=need_x or need_weight, need_bias=need_bias
+    )
+    grad_x = grad_weight = None
+    if need_x:
+        grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+        _triton_products(g, weight, None, plan, geometry, not geometry.transposed, grad_x, None, "none")
+        grad_x = grad_x.contiguous(memory_format=tap_plan.format_of(x, weight))
+    if need_weight:
+        source, result = (g, x) if geometry.transposed else (x, g)
+        looks = tap_plan.looks(plan.taps, weight.shape[2:], geometry.corner)
+        grad_weight = kernels.weight_gradient(
+            kernels.channels_last(source), looks, geometry.stride, kernels.channels_last(result), weight,
+            plan.channel_mask, plan.masked, _triton.allow_tf32(),
+        )  # fmt: skip
+    return grad_x, grad_weight, grad_bias
+
+
+def _never(device: torch.device, dtype: torch.dtype) -> str | None:
+    return None
+
+
+_dispatch.register(
+    "masked_conv2d",
+    [
+        _dispatch.Implementation("triton", _triton.why_not, _triton_forward, _triton_backward),
+        _dispatch.Implementation(
+            "cpu", _masked_conv2d_cpu.declines, _masked_conv2d_cpu.forward, _masked_conv2d_cpu.backward
+        ),
+        _dispatch.Implementation("reference", _never, _reference_forward, _reference_backward),
+    ],
+)
+
+
+def _run(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    *plan, activation, keep_preactivation = rest
+    chosen = _dispatch.choose("masked_conv2d", x.device, x.dtype)
+    y, z = chosen.forward(x, weight, bias, *_back(*plan), activation, keep_preactivation)
+    return y, z
+
+
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+    *plan, _, keep_preactivation = rest
+    y = _back(*plan)[1].empty_result(x, weight)
+    return y, torch.empty_like(y) if keep_preactivation else x.new_empty(0)
+
+
+def _run_backward(grad: Tensor, x: Tensor, weight: Tensor, saved: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    *plan, activation, need_x, need_weight, need_bias = rest
+    chosen = _dispatch.choose("masked_conv2d", x.device, x.dtype)
+    assert chosen.backward is not None
+    grads = chosen.backward(grad, x, weight, saved, *_back(*plan), activation, (need_x, need_weight, need_bias))
+    return tuple(x.new_empty(0) if one is None else one for one in grads)
+
+
+def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, saved: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    need_x, need_weight, need_bias = rest[-3:]
+    grad_x = torch.empty_like(x, memory_format=tap_plan.format_of(x, weight)) if need_x else x.new_empty(0)
+    return (
+        grad_x,
+        weight.new_empty(weight.shape) if need_weight else x.new_empty(0),
+        x.new_empty(grad.shape[1]) if need_bias else x.new_empty(0),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, weight, _, channel_mask, *plan, activation, keep_preactivation = inputs
+    y, z = output
+    ctx.mark_non_differentiable(z)
+    ctx.set_materialize_grads(False)
+    ctx.plan = plan
+    ctx.activation = activation
+    ctx.complete = keep_preactivation or activation not in activations.NEEDS_PREACTIVATION
+    saved = None if activation == "none" else z if keep_preactivation else y
+    ctx.save_for_backward(x, weight, saved, channel_mask)
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    arguments = len(ctx.plan) + 3
+    if grad is None:
+        return (None,) * (3 + arguments)
+    if not ctx.complete:
+        raise RuntimeError(f"fastar::masked_conv2d: keep_preactivation must be set to differentiate {ctx.activation}")
+    needs = ctx.needs_input_grad[:3]
+    x, weight, saved, channel_mask = ctx.saved_tensors
+    grads = _backward_op(grad, x, weight, saved, channel_mask, *ctx.plan, ctx.activation, *needs)
+    return (*(one if need else None for one, need in zip(grads, needs, strict=True)), *(None,) * arguments)
+
+
+_forward_op = _library.define(
+    "masked_conv2d",
+    f"(Tensor x, Tensor weight, Tensor? bias, {_PLAN}, str activation, bool keep_preactivation) -> (Tensor, Tensor)",
+    _run,
+    _fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
+_backward_op = _library.define(
+    "masked_conv2d_backward",
+    f"(Tensor grad, Tensor x, Tensor weight, Tensor? saved, {_PLAN}, str activation,"
+    " bool need_x, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)",
+    _run_backward,
+    _fake_backward,
+)
