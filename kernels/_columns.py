@@ -14,8 +14,10 @@ from torch import Tensor
 
 from fastar.kernels import _activation, _launch
 
-# Elements that a block has in flight, and the widest row that it takes whole: 16 a thread, 32 KiB of L1 in float32.
-_ELEMENTS = 8192
+# Elements that a block has in flight, 16 a thread, and so the widest row that it takes whole. A gradient's sums and
+# derivative leave registers for half as many only; neighbouring blocks then read the same sectors, from L2.
+_PERMUTED = 8192
+_DIFFERENTIATED = 4096
 
 
 @triton.jit
@@ -41,10 +43,12 @@ def permute_kernel(
     With a bound per row m, BOUNDED "out" leaves columns at and beyond it (rounded up to 16) unwritten, and BOUNDED
     "source" takes the source's columns from it on as zeros.
     """
-    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    across = tl.cdiv(K, BLOCK)
+    strip = tl.program_id(0) // across
+    k = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
     column = tl.load(order + k, mask=k < K, other=0)
     for step in range(STEPS):
-        m = (tl.program_id(0) * STEPS + step) * ROWS + tl.arange(0, ROWS)
+        m = (strip * STEPS + step) * ROWS + tl.arange(0, ROWS)
         inside = m < M
         source_m = m
         if source_rows is not None:
@@ -85,14 +89,16 @@ def gradient_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out[m, n] = (grad * act'(saved))[m, order[n]], and sums[p, order[n]] = its sum over the rows of program p."""
-    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    """out[m, n] = (grad * act'(saved))[m, order[n]], and sums[p, order[n]] = its sum over the rows of strip p."""
+    across = tl.cdiv(N, BLOCK)
+    strip = tl.program_id(0) // across
+    n = tl.program_id(0) % across * BLOCK + tl.arange(0, BLOCK)
     column = n
     if order is not None:
         column = tl.load(order + n, mask=n < N, other=0)
     total = tl.zeros((ROWS, BLOCK), tl.float32)
     for step in range(STEPS):
-        m = (tl.program_id(0) * STEPS + step) * ROWS + tl.arange(0, ROWS)
+        m = (strip * STEPS + step) * ROWS + tl.arange(0, ROWS)
         inside = (m < M)[:, None] & (n < N)[None, :]
         rows = m.to(tl.int64)[:, None]
         at = column.to(tl.int64)[None, :]
@@ -104,7 +110,7 @@ def gradient_kernel(
         if out is not None:
             tl.store(out + rows * stride_om + n[None, :], values.to(out.dtype.element_ty), mask=inside)
     if sums is not None:
-        tl.store(sums + tl.program_id(0).to(tl.int64) * N + column, tl.sum(total, 0), mask=n < N)
+        tl.store(sums + strip.to(tl.int64) * N + column, tl.sum(total, 0), mask=n < N)
 
 
 @triton.jit
@@ -119,14 +125,14 @@ def sum_kernel(sums, out, P, N, STEP: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + n, tl.sum(total, 0).to(out.dtype.element_ty), mask=n < N)
 
 
-def _shape(rows: int, width: int, device: torch.device) -> tuple[dict[str, int], tuple[int, int], int]:
-    """Constants, grid and warps of a pass: about four blocks per multiprocessor, or as many as there are rows."""
-    block = min(_ELEMENTS, triton.next_power_of_2(max(width, 16)))
-    tile = min(_ELEMENTS // block, triton.next_power_of_2(max(rows, 1)))
+def _shape(rows: int, width: int, elements: int, device: torch.device) -> tuple[dict[str, int], int, int, int]:
+    """Constants, blocks and warps of a pass, and its strips of rows: some four blocks per multiprocessor, or fewer."""
+    block = min(elements, triton.next_power_of_2(max(width, 16)))
+    tile = min(elements // block, triton.next_power_of_2(max(rows, 1)))
     across = triton.cdiv(width, block)
     steps = max(1, min(16, rows * across // (4 * _launch.target_of(device).processors * tile)))
-    warps = max(1, min(16, tile * block // 512))
-    return {"STEPS": steps, "ROWS": tile, "BLOCK": block}, (triton.cdiv(rows, steps * tile), across), warps
+    strips = triton.cdiv(rows, steps * tile)
+    return {"STEPS": steps, "ROWS": tile, "BLOCK": block}, across * strips, max(1, tile * block // 512), strips
 
 
 def permuted(
@@ -144,7 +150,7 @@ def permuted(
     if out is None:
         # Rows start on 128 bytes whatever their width, so that the product's loads stay whole vectors.
         out = source.new_empty(M, triton.cdiv(K, 64) * 64)[:, :K]
-    constants, grid, warps = _shape(M, K, source.device)
+    constants, blocks, warps, _ = _shape(M, K, _PERMUTED, source.device)
     arguments = {
         "source": source,
         "out": out,
@@ -160,7 +166,7 @@ def permuted(
         "BOUNDED": bounded,
         **constants,
     }
-    _launch.launch(permute_kernel, grid, source.device, arguments, num_warps=warps)
+    _launch.launch(permute_kernel, (blocks,), source.device, arguments, num_warps=warps)
     return out
 
 
@@ -172,15 +178,16 @@ def activation_gradient(
     g is `grad` itself where there is nothing to do to it, or where it is not needed.
     """
     M, N = grad.shape
-    need_values = need_values and (saved is not None or order is not None)
+    # An expanded or transposed grad is written out: the products want whole vectors.
+    need_values = need_values and (saved is not None or order is not None or grad.stride(1) != 1)
     sums = grad.new_empty(N) if need_sums else None
     if not need_values and not need_sums:
         return grad, None
     # The sums alone need no order.
     order = order if need_values else None
-    constants, grid, warps = _shape(M, N, grad.device)
+    constants, blocks, warps, strips = _shape(M, N, _DIFFERENTIATED, grad.device)
     out = grad.new_empty(M, triton.cdiv(N, 64) * 64)[:, :N] if need_values else None
-    partial = grad.new_empty(grid[0], N, dtype=torch.float32) if need_sums else None
+    partial = grad.new_empty(strips, N, dtype=torch.float32) if need_sums else None
     arguments = {
         "grad": grad,
         "saved": saved,
@@ -197,9 +204,9 @@ def activation_gradient(
         "ACTIVATION": activation,
         **constants,
     }
-    _launch.launch(gradient_kernel, grid, grad.device, arguments, num_warps=warps)
+    _launch.launch(gradient_kernel, (blocks,), grad.device, arguments, num_warps=warps)
     if sums is not None:
         block = 64
-        arguments = {"sums": partial, "out": sums, "P": grid[0], "N": N, "STEP": 16, "BLOCK": block}
+        arguments = {"sums": partial, "out": sums, "P": strips, "N": N, "STEP": 16, "BLOCK": block}
         _launch.launch(sum_kernel, (triton.cdiv(N, block),), grad.device, arguments, num_warps=4)
     return grad if out is None else out, sums
