@@ -74,6 +74,7 @@ void masked_copy(int element_size, std::uintptr_t source, std::int64_t source_st
 PYBIND11_MODULE(_core, module) {
     const auto release = py::call_guard<py::gil_scoped_release>();
     module.doc() = "Native part of fastar. Arguments are checked by the Python functions that call it.";
+    module.def("cpu_vendor", &fastar::cpu::vendor, "Who made this CPU: intel, amd or other.");
     module.def("levels_built", &fastar::cpu::levels_built, "Vector levels compiled in, lowest first.");
     module.def("levels_usable", &fastar::cpu::levels_usable, "Those that this CPU can run, lowest first.");
     module.def("level", &fastar::cpu::level, "The vector level in use.");

@@ -80,6 +80,15 @@ std::vector<std::string> levels_usable() {
     return names;
 }
 
+std::string vendor() {
+#ifdef FASTAR_HAS_AVX2
+    __builtin_cpu_init();
+    if (__builtin_cpu_is("intel")) return "intel";
+    if (__builtin_cpu_is("amd")) return "amd";
+#endif
+    return "other";
+}
+
 const std::string& level() {
     return chosen().load()->name;
 }

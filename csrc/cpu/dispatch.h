@@ -14,6 +14,9 @@ std::vector<std::string> levels_built();
 // Names of those that this CPU can run, lowest first; never empty.
 std::vector<std::string> levels_usable();
 
+// "intel", "amd" or "other".
+std::string vendor();
+
 // The level in use: the highest usable one, unless select_level chose another.
 const std::string& level();
 

@@ -1,31 +1,27 @@
-"""Masked linear on the CPU: torch's own matrix products over the blocks that the mask leaves.
+"""Masked linear on the CPU: torch's own matrix products (`_products`) over the blocks that the mask leaves.
 
 For a triangular plan, rows and columns of the weight are gathered into sorted order (`_packed`), and each block of
 sorted output rows multiplies the prefix of sorted inputs that it can see. For a block plan each block of rows
 multiplies the span from its first to its last visible column. What is gathered is moved by native code: plain torch
 gathers of the weight cost as much as the products that are saved.
 
-Block sizes were chosen on a 2-core AVX-512 machine at 1024x4096x4096: 16 blocks for the forward and dx; with twice as
-many the products lose as much speed as the finer staircase saves, and dW, whose blocks are short and wide, wants
-only 8.
+Eight blocks: at 1024x4096x4096 on two AVX-512 cores, sixteen lose as much speed in the products as the finer staircase
+saves.
 """
 
 from __future__ import annotations
-
-import itertools
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from fastar.native import core, why_missing
-from fastar.ops import _packed
-from fastar.ops._packed import Span
+from fastar.ops import _masked_linear_dense, _packed, _products
 from fastar.ops.mask_plan import MaskPlan
 from fastar.reference import activation as activations
 
-FORWARD_BLOCKS = 16
-WEIGHT_GRADIENT_BLOCKS = 8
+BLOCKS = 8
+# Elements of the weight below which the masked weight is multiplied whole.
+SMALL = 1 << 17
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -64,19 +60,16 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, plan: MaskPlan, activation: str, keep_preactivation: bool
 ) -> tuple[Tensor, Tensor]:
     """(y, z): z is the pre-activation, empty unless it is to be kept."""
+    if weight.numel() < SMALL:
+        return _masked_linear_dense.forward(x, weight, bias, plan, activation, keep_preactivation)
     batch, rows = x.shape[0], weight.shape[0]
     sorted_bias = bias if bias is None or plan.row_order is None else bias[plan.row_order.long()]
     sorted_x = _rows(gather_columns(x, plan.column_order))
     out = _packed.empty(batch, rows, dtype=x.dtype)
-    with _packed.obtain(weight, plan, FORWARD_BLOCKS) as (spans, sorted_weight):
-        for span in spans:
-            inputs = sorted_x[:, span.low : span.high]
-            block = sorted_weight[span.begin : span.end, span.low : span.high]
-            target = out[:, span.begin : span.end]
-            if sorted_bias is None:
-                torch.mm(inputs, block.T, out=target)
-            else:
-                torch.addmm(sorted_bias[span.begin : span.end], inputs, block.T, out=target)
+    with _packed.obtain(weight, plan, BLOCKS) as blocks:
+        for span, block in blocks:
+            part = None if sorted_bias is None else sorted_bias[span.begin : span.end]
+            out[:, span.begin : span.end] = _products.abt(sorted_x[:, span.low : span.high], block, part)
     z = gather_columns(out, plan.row_rank)
     if activation == "none":
         return z, z.new_empty(0)
@@ -94,6 +87,8 @@ def backward(
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, each None where it is not needed."""
+    if weight.numel() < SMALL:
+        return _masked_linear_dense.backward(grad, x, weight, saved, plan, activation, needs)
     if saved is not None:
         grad = activations.backward(activation, grad, saved)
     need_x, need_weight, need_bias = needs
@@ -105,37 +100,23 @@ def backward(
 
 
 def _input_gradient(sorted_grad: Tensor, weight: Tensor, plan: MaskPlan) -> Tensor:
-    out = _packed.empty(sorted_grad.shape[0], weight.shape[1], dtype=sorted_grad.dtype)
-    with _packed.obtain(weight, plan, FORWARD_BLOCKS) as (spans, sorted_weight):
-        for columns, rows in _column_blocks(spans, weight.shape[1]):
-            target = out[:, columns]
-            if not rows:
-                target.zero_()
-            elif len(rows) == 1:
-                torch.mm(sorted_grad[:, rows[0]], sorted_weight[rows[0], columns], out=target)
+    # Sums over blocks in float32: the narrow dtypes would round at each addition.
+    out = _packed.empty(sorted_grad.shape[0], weight.shape[1], dtype=torch.float32)
+    with _packed.obtain(weight, plan, BLOCKS) as blocks:
+        # The last block of a triangle sees the most: begun there, the sum needs no zeros first.
+        begun = False
+        for span, block in reversed(blocks):
+            part = _products.ab(sorted_grad[:, span.begin : span.end], block)
+            if begun:
+                out[:, span.low : span.high] += part
             else:
-                # Adding product after product would round to the narrow dtypes each time; joined, it is one product.
-                seen = torch.cat([sorted_grad[:, r] for r in rows], 1)
-                torch.mm(seen, torch.cat([sorted_weight[r, columns] for r in rows]), out=target)
-    return gather_columns(out, plan.column_rank)
-
-
-def _column_blocks(spans: list[Span], columns: int) -> Iterator[tuple[slice, list[slice]]]:
-    """The columns cut wherever a span starts or ends, each piece with the ranges of rows that see it.
-
-    In a triangle that is one range, from the first row that reaches the piece to the last row.
-    """
-    edges = sorted({0, columns, *(s.low for s in spans), *(s.high for s in spans)})
-    for begin, end in itertools.pairwise(edges):
-        rows: list[slice] = []
-        for s in spans:
-            if not (s.low <= begin and end <= s.high):
-                continue
-            if rows and rows[-1].stop == s.begin:
-                rows[-1] = slice(rows[-1].start, s.end)
-            else:
-                rows.append(slice(s.begin, s.end))
-        yield slice(begin, end), rows
+                out[:, span.low : span.high] = part
+                out[:, : span.low] = 0
+                out[:, span.high :] = 0
+                begun = True
+    if not begun:
+        out.zero_()
+    return gather_columns(out.to(sorted_grad.dtype), plan.column_rank)
 
 
 def _weight_gradient(sorted_grad: Tensor, x: Tensor, weight: Tensor, plan: MaskPlan) -> Tensor:
@@ -143,9 +124,9 @@ def _weight_gradient(sorted_grad: Tensor, x: Tensor, weight: Tensor, plan: MaskP
     sorted_out = _packed.empty(*weight.shape, dtype=weight.dtype)
     if plan.reach is None:
         sorted_out.zero_()
-    for span in _packed.spans(plan, weight.shape, WEIGHT_GRADIENT_BLOCKS):
+    for span in _packed.spans(plan, weight.shape, BLOCKS):
         rows, columns = slice(span.begin, span.end), slice(span.low, span.high)
-        torch.mm(sorted_grad[:, rows].T, sorted_x[:, columns], out=sorted_out[rows, columns])
+        sorted_out[rows, columns] = _products.atb(sorted_grad[:, rows], sorted_x[:, columns])
     if plan.reach is not None:
         out = _packed.empty(*weight.shape, dtype=weight.dtype)
         core().gather(

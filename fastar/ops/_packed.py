@@ -67,7 +67,7 @@ class _Packed:
     plan: MaskPlan | None = None
     source: tuple[object, ...] = ()
     spans: list[Span] = field(default_factory=list)
-    matrix: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    blocks: list[Tensor] = field(default_factory=list)
 
 
 _PACKED: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -75,13 +75,10 @@ _PACKED_LOCK = threading.Lock()
 
 
 @contextlib.contextmanager
-def obtain(weight: Tensor, plan: MaskPlan, blocks: int) -> Iterator[tuple[list[Span], Tensor]]:
-    """The spans and the sorted weight, current, and safe from being packed anew until the block of code ends.
-
-    Of the sorted weight only what the spans cover is written; the rest is memory that was never touched.
-    """
+def obtain(weight: Tensor, plan: MaskPlan, blocks: int) -> Iterator[list[tuple[Span, Tensor]]]:
+    """The packed blocks of `weight`, current, and safe from being packed anew until the block of code ends."""
     if plan.reach is None and plan.mask is None:
-        yield [Span(0, weight.shape[0], 0, weight.shape[1])], weight
+        yield [(Span(0, weight.shape[0], 0, weight.shape[1]), weight.contiguous())]
         return
     with _PACKED_LOCK:
         packed = _PACKED.get(weight)
@@ -89,7 +86,7 @@ def obtain(weight: Tensor, plan: MaskPlan, blocks: int) -> Iterator[tuple[list[S
             packed = _PACKED[weight] = _Packed()
     with packed.lock:
         _update(packed, weight.detach().contiguous(), plan, blocks)
-        yield packed.spans, packed.matrix
+        yield list(zip(packed.spans, packed.blocks, strict=True))
 
 
 def _update(packed: _Packed, weight: Tensor, plan: MaskPlan, blocks: int) -> None:
@@ -104,10 +101,18 @@ def _update(packed: _Packed, weight: Tensor, plan: MaskPlan, blocks: int) -> Non
     if not same_plan or packed.source[:2] != source[:2]:
         packed.plan = plan
         packed.spans = spans(plan, weight.shape, blocks)
-        packed.matrix = empty(*weight.shape, dtype=weight.dtype)
-    for span in packed.spans:
-        _pack(span, packed.matrix[span.begin : span.end, span.low : span.high], weight, plan, threads)
+        packed.blocks = _blocks(packed.spans, weight.dtype)
+    for span, block in zip(packed.spans, packed.blocks, strict=True):
+        _pack(span, block, weight, plan, threads)
     packed.source = source
+
+
+def _blocks(spans: list[Span], dtype: torch.dtype) -> list[Tensor]:
+    """One contiguous matrix per span, all in one piece of memory."""
+    shapes = [(s.end - s.begin, s.high - s.low) for s in spans]
+    flat = empty(sum(rows * columns for rows, columns in shapes), dtype=dtype)
+    parts = flat.split([rows * columns for rows, columns in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _pack(span: Span, block: Tensor, weight: Tensor, plan: MaskPlan, threads: int) -> None:

@@ -12,7 +12,8 @@ degrees: masks that travel with other projects' weights get the triangle as well
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,7 +44,25 @@ class MaskPlan:
 
     def tensors(self) -> tuple[Tensor | None, ...]:
         """The fields in the order in which the op's schema takes them."""
-        return tuple(getattr(self, field.name) for field in fields(self))
+        return (
+            self.row_order,
+            self.column_order,
+            self.row_rank,
+            self.column_rank,
+            self.reach,
+            self.mask,
+            self.block_map,
+        )
+
+    def dense(self, shape: Sequence[int]) -> Tensor | None:
+        """The mask as bool [out, in], formed for the asking; None where nothing is masked."""
+        if self.reach is None:
+            return self.mask
+        columns = self.column_rank
+        if columns is None:
+            columns = torch.arange(shape[1], device=self.reach.device)
+        reach = self.reach if self.row_rank is None else self.reach[self.row_rank]
+        return columns[None, :] < reach[:, None]
 
     def to(self, *args: Any, **kwargs: Any) -> MaskPlan:
         """The plan on another device; integer tensors keep their dtype."""

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _autocast, _library, _masked_linear_cpu, _triton, mask_plan
+from fastar.ops import _autocast, _library, _masked_linear_cpu, _masked_linear_dense, _triton, mask_plan
 from fastar.ops.mask_plan import MaskPlan
 from fastar.reference import activation as activations
-from fastar.reference.masked_linear import masked_linear as reference
 
 _PLAN = ", ".join(f"Tensor? {field.name}" for field in dataclasses.fields(MaskPlan))
 
@@ -119,44 +118,6 @@ def _check_plan(plan: MaskPlan, weight: Tensor) -> None:
             _checks.same_device("plan", tensor, "weight", weight)
 
 
-def _reference_mask(plan: MaskPlan, weight: Tensor) -> Tensor | None:
-    if plan.reach is None:
-        return plan.mask
-    columns = torch.arange(weight.shape[1], device=weight.device) if plan.column_rank is None else plan.column_rank
-    reach = plan.reach if plan.row_rank is None else plan.reach[plan.row_rank.long()]
-    return columns[None, :] < reach[:, None]
-
-
-def _reference_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, plan: MaskPlan, activation: str, keep_preactivation: bool
-) -> tuple[Tensor, Tensor]:
-    z = reference(x, weight, bias, _reference_mask(plan, weight))
-    return activations.APPLY[activation](z).contiguous(), z if keep_preactivation else z.new_empty(0)
-
-
-def _reference_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    saved: Tensor | None,
-    plan: MaskPlan,
-    activation: str,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    if saved is not None:
-        grad = activations.backward(activation, grad, saved)
-    mask = _reference_mask(plan, weight)
-
-    def visible(w: Tensor) -> Tensor:
-        return w if mask is None else torch.where(mask, w, torch.zeros_like(w))
-
-    return (
-        grad @ visible(weight) if needs[0] else None,
-        visible(grad.T @ x) if needs[1] else None,
-        grad.sum(0) if needs[2] else None,
-    )
-
-
 def _triton_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, plan: MaskPlan, activation: str, keep_preactivation: bool
 ) -> tuple[Tensor, Tensor]:
@@ -194,7 +155,7 @@ _dispatch.register(
         _dispatch.Implementation(
             "cpu", _masked_linear_cpu.declines, _masked_linear_cpu.forward, _masked_linear_cpu.backward
         ),
-        _dispatch.Implementation("reference", _never, _reference_forward, _reference_backward),
+        _dispatch.Implementation("reference", _never, _masked_linear_dense.forward, _masked_linear_dense.backward),
     ],
 )
 

@@ -1,0 +1,111 @@
+"""Small grey pictures in a terminal, two pixels to a character, and on a sheet in a PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from rich.color import Color
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+from torch import Tensor
+
+# Between pictures on a terminal: one column, and two rows of pixels, which are one line.
+GAP_COLUMNS, GAP_ROWS = 1, 2
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures [N, H, W] of values from 0 to 1 under a heading, in rows of `columns`."""
+
+    heading: str
+    images: Tensor
+    columns: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart: its name, and its value after each epoch from `first` on."""
+
+    name: str
+    values: Sequence[float]
+    first: int = 1
+
+
+def tile(images: Tensor, columns: int, gap_rows: int = GAP_ROWS, gap_columns: int = GAP_COLUMNS) -> Tensor:
+    """Pictures [N, H, W] of values from 0 to 1, in rows of `columns`, as one [H', W']; the gaps are NaN."""
+    count, height, width = images.shape
+    rows = -(-count // columns)
+    cells = images.new_full((rows * columns, height + gap_rows, width + gap_columns), torch.nan)
+    cells[:count, :height, :width] = images
+    whole = cells.view(rows, columns, *cells.shape[1:]).transpose(1, 2).reshape(rows * cells.shape[1], -1)
+    return whole[: len(whole) - gap_rows, : whole.shape[1] - gap_columns]
+
+
+def beside(left: Tensor, right: Tensor, gap: int) -> Tensor:
+    """Two pictures of one height with `gap` columns between them."""
+    return torch.cat([left, left.new_full((len(left), gap), torch.nan), right], 1)
+
+
+def half_blocks(picture: Tensor, console: Console) -> Text:
+    """A picture [H, W] of values from 0 to 1, NaN where nothing is drawn, as lines of half-block characters.
+
+    Greys where the terminal has colours, else black and white; plain ASCII where its encoding has no blocks.
+    """
+    if len(picture) % 2:
+        picture = torch.cat([picture, picture.new_full((1, picture.shape[1]), torch.nan)])
+    text = Text(no_wrap=True, end="")
+    for upper, lower in zip(picture[::2].tolist(), picture[1::2].tolist(), strict=True):
+        for top, bottom in zip(upper, lower, strict=True):
+            if console.color_system is None:
+                text.append(_glyph(top >= 0.5, bottom >= 0.5, console.options.ascii_only))
+            else:
+                text.append(*_grey_cell(top, bottom))
+        text.append("\n")
+    return text
+
+
+def _glyph(top: bool, bottom: bool, ascii_only: bool) -> str:
+    glyphs = " .'#" if ascii_only else " ▄▀█"
+    return glyphs[2 * top + bottom]
+
+
+def _grey_cell(top: float, bottom: float) -> tuple[str, Style | None]:
+    if top != top:
+        return (" ", None) if bottom != bottom else ("▄", Style(color=_grey(bottom)))
+    return "▀", Style(color=_grey(top), bgcolor=None if bottom != bottom else _grey(bottom))
+
+
+def _grey(value: float) -> Color:
+    level = round(255 * value)
+    return Color.from_rgb(level, level, level)
+
+
+def write_png(out: Path, title: str, sheets: Sequence[Sheet], curves: Sequence[Curve], unit: str) -> None:
+    """A PNG: the sheets side by side, dark on light, above a chart of the curves over the epochs."""
+    # Without pyplot, which would look for a display.
+    figure = Figure(figsize=(10, 8.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    grid = figure.add_gridspec(2, len(sheets), height_ratios=[2.7, 1])
+    for place, sheet in enumerate(sheets):
+        axes = figure.add_subplot(grid[0, place])
+        picture = tile(sheet.images, sheet.columns, gap_rows=1, gap_columns=1).nan_to_num(0.15)
+        axes.imshow(picture.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_title(sheet.heading)
+        axes.set_axis_off()
+    chart = figure.add_subplot(grid[1, :])
+    for curve in curves:
+        chart.plot(range(curve.first, curve.first + len(curve.values)), curve.values, label=curve.name)
+    chart.set(xlabel="epoch", ylabel=unit)
+    chart.xaxis.set_major_locator(MaxNLocator(integer=True))
+    chart.grid(alpha=0.3)
+    chart.spines[["top", "right"]].set_visible(False)
+    chart.legend(frameon=False)
+    figure.savefig(out, format="png")
