@@ -23,7 +23,7 @@ from fastar import _identity  # noqa: E402
 
 _identity.warn_if_shared()
 
-_SUBPACKAGES = ("native", "nn", "ops", "reference")
+_SUBPACKAGES = ("data", "native", "nn", "ops", "reference", "sampling")
 
 
 def __getattr__(name: str) -> Any:

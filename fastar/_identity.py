@@ -49,12 +49,19 @@ def problem() -> str | None:
             "'import fastar' found the tar library of the same name (distribution 'fastar'"
             f" {tar_library_version() or 'of unknown version'}), which was installed over fastar-kernels; {REMEDY}"
         )
-    # Its extension module lies in our own folder: a look at the disk is cheaper than reading every METADATA.
-    if any(Path(__file__).parent.glob("fastar.*")):
+    folder = Path(__file__).parent
+    # Its extension module lies in our own folder where both were installed there, whatever the metadata says.
+    found = tar_library_version()
+    if any(folder.glob("fastar.*")):
         return (
-            f"the tar library 'fastar' {tar_library_version() or 'of unknown version'} and fastar-kernels are installed"
-            f" in one environment and share the folder {Path(__file__).parent}; 'import fastar' means fastar-kernels"
-            f" here, and the tar library cannot be imported; {REMEDY}"
+            f"the tar library 'fastar' {found or 'of unknown version'} and fastar-kernels are installed in one"
+            f" environment and share the folder {folder}; 'import fastar' means fastar-kernels here, and the tar"
+            f" library cannot be imported; {REMEDY}"
+        )
+    if found is not None:
+        return (
+            f"the tar library 'fastar' {found} is installed in this environment; 'import fastar' means fastar-kernels"
+            f" here ({folder}) and the tar library elsewhere; use separate environments, or run 'pip uninstall fastar'"
         )
     return None
 

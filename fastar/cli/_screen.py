@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -15,6 +16,7 @@ Report = dict[str, Any]
 
 MARGIN = 2
 LABEL = 9
+COMMAND = re.compile(r"'(?:pip|python) [^']+'|(?<=run: )pip .+")
 BOLD, RED, GREEN, YELLOW = "1", "1;31", "1;32", "1;33"
 
 
@@ -31,9 +33,11 @@ def _style(text: str, code: str) -> str:
 
 
 def _row(label: str, text: str, width: int, code: str = BOLD) -> list[str]:
-    """A label and its text, wrapped beside it."""
+    """A label and its text, wrapped beside it; a command to type stays on one line."""
     indent = MARGIN + LABEL
-    lines = textwrap.wrap(text, width - indent, break_long_words=False, break_on_hyphens=False) or [""]
+    whole = COMMAND.sub(lambda found: found.group().replace(" ", "\N{NO-BREAK SPACE}"), text)
+    lines = textwrap.wrap(whole, width - indent, break_long_words=False, break_on_hyphens=False) or [""]
+    lines = [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
     head = " " * MARGIN + (_style(label, code) if label else "") + " " * (LABEL - len(label))
     return [head + lines[0], *(" " * indent + line for line in lines[1:])]
 
@@ -80,18 +84,21 @@ def _machine(report: Report, width: int) -> list[str]:
 
 
 def _gpu(device: Report) -> str:
-    if not device["clusters"]:
-        clusters = "no clusters"
-    elif device["max_cluster"] is None:
-        clusters = "clusters"
-    else:
-        clusters = f"clusters of up to {device['max_cluster']} blocks"
-    return (
-        f"{device['name']}, compute capability {device['capability']}, {device['memory_bytes'] / 2**30:.0f} GiB;"
-        f" {device['multiprocessors']} multiprocessors of {device['registers_per_multiprocessor']} registers and"
-        f" {device['shared_per_multiprocessor'] / 2**10:.0f} KiB shared memory"
-        f" ({device['shared_per_block'] / 2**10:.0f} KiB a block), {device['l2_bytes'] / 2**20:.0f} MiB L2, {clusters}"
-    )
+    def shown(name: str, unit: int, text: str) -> list[str]:
+        return [] if device[name] is None else [text.format(device[name] / unit)]
+
+    clusters = {1: "no clusters", None: "clusters"}
+    parts = [
+        f"{device['name']}, compute capability {device['capability']}",
+        *shown("memory_bytes", 2**30, "{:.0f} GiB"),
+        *shown("l2_bytes", 2**20, "{:.0f} MiB L2"),
+        *shown("multiprocessors", 1, "{:.0f} multiprocessors"),
+        *shown("registers_per_multiprocessor", 1, "{:.0f} registers each"),
+        *shown("shared_per_multiprocessor", 2**10, "{:.0f} KiB shared memory each"),
+        *shown("shared_per_block", 2**10, "{:.0f} KiB for one block"),
+        clusters.get(device["max_cluster"], f"clusters of up to {device['max_cluster']} blocks"),
+    ]
+    return ", ".join(parts)
 
 
 def _cuda(section: Report) -> str:
@@ -99,8 +106,8 @@ def _cuda(section: Report) -> str:
         origin = "built ahead of time" if section["origin"] == "package" else "compiled on first use"
         cards = ", ".join(f"sm_{arch}" for arch in section["archs"])
         return f"library {origin} for {cards}: {section['file']}"
-    if section["nvcc"] is None:
-        return f"library {section['packaged']}, and there is no nvcc to compile it"
+    if section["cannot_compile"]:
+        return f"library {section['packaged']}; {section['cannot_compile']}"
     return (
         f"library {section['packaged']}; on first use {section['nvcc']} {section['nvcc_version']} compiles it into"
         f" {section['cache']}"

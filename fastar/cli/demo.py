@@ -140,7 +140,8 @@ class Outcome:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    # The products are so small that on a busy machine two threads wait for each other ten times as long as they work.
+    # The products are small: a second thread gains a sixth on an idle machine, and on a busy one the two wait for each
+    # other many times as long as they work.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

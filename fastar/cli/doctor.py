@@ -30,6 +30,15 @@ VECTOR_UNITS = (
     *("avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8"),
     *("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2"),
 )
+# Names here and in the CUDA library, and torch's.
+GPU_PROPERTIES = {
+    "multiprocessors": "multi_processor_count",
+    "registers_per_multiprocessor": "regs_per_multiprocessor",
+    "shared_per_multiprocessor": "shared_memory_per_multiprocessor",
+    "shared_per_block": "shared_memory_per_block_optin",
+    "l2_bytes": "L2_cache_size",
+    "memory_bytes": "total_memory",
+}
 
 Report = dict[str, Any]
 
@@ -182,15 +191,9 @@ def _gpu(torch: Any, index: int) -> Report:
         "device": f"cuda:{index}",
         "name": properties.name,
         "capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count,
-        "registers_per_multiprocessor": properties.regs_per_multiprocessor,
-        "shared_per_multiprocessor": properties.shared_memory_per_multiprocessor,
-        "shared_per_block": properties.shared_memory_per_block_optin,
-        "l2_bytes": properties.L2_cache_size,
-        "memory_bytes": properties.total_memory,
-        "clusters": properties.major >= 9,
-        # Only a loaded kernel knows; the CUDA library fills it in.
-        "max_cluster": None,
+        # What this version of torch does not tell, and the largest cluster, the CUDA library does.
+        **{name: getattr(properties, told, None) for name, told in GPU_PROPERTIES.items()},
+        "max_cluster": None if properties.major >= 9 else 1,
     }
 
 
@@ -199,30 +202,37 @@ def _cuda_library(report: Report) -> Report:
         return {"error": "not examined: 'import fastar' gives the tar library"}
     cuda = importlib.import_module("fastar.native.cuda")
     build = importlib.import_module("fastar.native.cuda_build")
-    nvcc = build.find_nvcc()
     section: Report = {
         "error": None,
         "file": None,
         "origin": None,
         "archs": None,
         "packaged": None,
-        "nvcc": None if nvcc is None else str(nvcc),
-        "nvcc_version": None if nvcc is None else build.nvcc_version(nvcc),
+        "nvcc": None,
+        "nvcc_version": None,
+        "cannot_compile": None,
         "cache": str(cuda.cache_folder()),
     }
+    try:
+        nvcc = build.require_nvcc()
+        section |= {"nvcc": str(nvcc), "nvcc_version": build.nvcc_version(nvcc)}
+    except build.BuildError as error:
+        section["cannot_compile"] = str(error)
     if sys.modules.get("torch") is None or report["core"]["error"] is not None:
         section["error"] = "not examined without torch and fastar._core"
         return section
     section["packaged"] = cuda.packaged_declines(cuda.capabilities())
+    devices = report["gpus"].get("devices", [])
     found = cuda.find()
     if found is None:
-        if report["gpus"]["devices"] and nvcc is None:
-            report["notes"].append("a GPU, but neither a built CUDA library nor nvcc: set CUDA_HOME to a toolkit")
+        if devices and section["cannot_compile"]:
+            report["notes"].append(f"there is a GPU here, but {section['cannot_compile']}")
         return section
     library = cuda.library()
     section |= {"file": str(found.path), "origin": found.origin, "archs": library.archs.split(";")}
-    for index, device in enumerate(report["gpus"]["devices"]):
-        device["max_cluster"] = library.describe(index).max_cluster
+    for index, device in enumerate(devices):
+        described = library.describe(index)
+        device.update({name: getattr(described, name) for name in (*GPU_PROPERTIES, "max_cluster")})
     return section
 
 
@@ -236,7 +246,7 @@ def _ops(report: Report) -> Report:
     dispatch = importlib.import_module("fastar._dispatch")
     rows = []
     for op in dispatch.ops():
-        for device in ["cpu", *_distinct(report["gpus"]["devices"])]:
+        for device in ["cpu", *_distinct(report["gpus"].get("devices", []))]:
             for dtype in DTYPES:
                 verdicts = dispatch.verdicts(op, torch.device(device), getattr(torch, dtype))
                 usable = [one.implementation for one in verdicts if one.reason is None]

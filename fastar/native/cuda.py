@@ -53,10 +53,10 @@ def cache_folder() -> Path:
 
 
 def capabilities() -> list[tuple[int, int]]:
-    """The compute capabilities of the cards that torch sees, each once; takes no CUDA context."""
+    """The compute capabilities of the NVIDIA cards that torch sees, each once; takes no CUDA context."""
     import torch
 
-    if not torch.cuda.is_available():
+    if torch.version.hip is not None or not torch.cuda.is_available():
         return []
     return sorted({torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())})
 

@@ -20,14 +20,16 @@ SITE = Path(fastar.__file__).resolve().parent.parent
 
 
 def doctor_in_new_process(
-    *arguments: str, without: tuple[str, ...] = (), path: str = ""
+    *arguments: str, without: tuple[str, ...] = (), path: str = "/nowhere"
 ) -> subprocess.CompletedProcess[str]:
     """The command in a process in which the modules named in `without` are not installed, and `path` comes first."""
-    program = f"import sys; sys.modules.update(dict.fromkeys({without!r})); from fastar.cli import main; main()"
+    program = (
+        f"import sys; sys.path[:0] = {[path, str(SITE)]}; sys.modules.update(dict.fromkeys({without!r}));"
+        " from fastar.cli import main; main()"
+    )
     return subprocess.run(
         [sys.executable, "-c", program, "doctor", *arguments],
-        env={**os.environ, "PYTHONPATH": path},
-        cwd=SITE,
+        cwd=SITE.parent,
         capture_output=True,
         text=True,
         timeout=120,
@@ -83,10 +85,9 @@ def test_declined_implementations_are_shown_with_their_reason(
     )
     monkeypatch.setitem(_dispatch._REGISTRY, "planted_op", planted)
     doctor.run([])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["planted_op", "cpu", "special", "special", "plain", "special"] in lines
-    declined = next(line for line in lines if line[:2] == ["declined", "special"])
-    assert " ".join(declined) == "declined special on cpu: has a reason of its own (planted_op)"
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert "planted_op cpu special special plain special" in lines
+    assert "special on cpu: has a reason of its own (planted_op)" in lines
 
 
 def test_an_op_that_cannot_run_is_a_problem(
@@ -166,24 +167,54 @@ def test_without_triton() -> None:
     assert {one["device"] for one in found["ops"]["choices"]} >= {"cpu"}
 
 
-def test_a_card_is_described(report: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    card = {
-        "device": "cuda:0",
-        "name": "Some Card",
-        "capability": "9.0",
-        "multiprocessors": 132,
-        "registers_per_multiprocessor": 65536,
-        "shared_per_multiprocessor": 233472,
-        "shared_per_block": 232448,
-        "l2_bytes": 50 * 2**20,
-        "memory_bytes": 140 * 2**30,
-        "clusters": True,
-        "max_cluster": 16,
-    }
+def test_no_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = doctor.examine()
+    assert "install a CUDA toolkit" in found["cuda_library"]["cannot_compile"]
+    assert "install a CUDA toolkit" in " ".join(_screen.render(found).split())
+    assert list(tmp_path.iterdir()) == []
+
+
+CARD = {
+    "device": "cuda:0",
+    "name": "Some Card",
+    "capability": "9.0",
+    "multiprocessors": 132,
+    "registers_per_multiprocessor": 65536,
+    "shared_per_multiprocessor": 233472,
+    "shared_per_block": 232448,
+    "l2_bytes": 50 * 2**20,
+    "memory_bytes": 140 * 2**30,
+    "max_cluster": 16,
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({}, "228 KiB shared memory each, 227 KiB for one block, clusters of up to 16 blocks"),
+        ({"max_cluster": None}, "227 KiB for one block, clusters cuda"),
+        ({"max_cluster": 1}, "227 KiB for one block, no clusters cuda"),
+        (
+            {"shared_per_block": None, "registers_per_multiprocessor": None},
+            "132 multiprocessors, 228 KiB shared memory each, clusters of",
+        ),
+    ],
+)
+def test_a_card_is_described(report: dict[str, Any], changed: dict[str, Any], text: str) -> None:
     library = {**report["cuda_library"], "error": None, "file": "/x/_cuda.so", "origin": "package", "archs": ["90a"]}
-    monkeypatch.setenv("COLUMNS", "100")
-    text = _screen.render({**report, "gpus": {"error": None, "devices": [card]}, "cuda_library": library})
-    flat = " ".join(text.split())
-    assert "Some Card, compute capability 9.0, 140 GiB; 132 multiprocessors of 65536 registers" in flat
-    assert "228 KiB shared memory (227 KiB a block), 50 MiB L2, clusters of up to 16 blocks" in flat
-    assert "library built ahead of time for sm_90a: /x/_cuda.so" in flat
+    devices = [{**CARD, **changed}]
+    printed = _screen.render({**report, "gpus": {"error": None, "devices": devices}, "cuda_library": library})
+    flat = " ".join(printed.split())
+    assert "Some Card, compute capability 9.0, 140 GiB, 50 MiB L2, 132 multiprocessors, " in flat
+    assert text in flat
+    assert "cuda library built ahead of time for sm_90a: /x/_cuda.so" in flat
+
+
+@pytest.mark.gpu
+def test_the_card_here_is_described(report: dict[str, Any]) -> None:
+    for device in report["gpus"]["devices"]:
+        properties = torch.cuda.get_device_properties(device["device"])
+        assert device["name"] == properties.name
+        assert device["multiprocessors"] == properties.multi_processor_count

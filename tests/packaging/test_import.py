@@ -63,9 +63,9 @@ def test_import_writes_nothing_compiles_nothing_and_leaves_cuda_alone(tmp_path: 
 
 def test_import_costs_little_beside_torch() -> None:
     program = f"import time, torch\nbegin = time.perf_counter()\n{EVERYTHING}\nprint(time.perf_counter() - begin)"
-    seconds = sorted(float(in_new_process(program)) for _ in range(5))
-    # Two of the five runs may meet a busy machine.
-    assert seconds[2] < LIMIT_SECONDS, f"importing fastar after torch took {seconds} s, the limit is {LIMIT_SECONDS} s"
+    seconds = sorted(float(in_new_process(program)) for _ in range(3))
+    # One of the three runs may meet a busy machine.
+    assert seconds[1] < LIMIT_SECONDS, f"importing fastar after torch took {seconds} s, the limit is {LIMIT_SECONDS} s"
 
 
 def test_import_alone_does_not_load_torch() -> None:

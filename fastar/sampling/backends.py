@@ -1,0 +1,95 @@
+"""The executors that a Sampler may choose from, each with its reason to decline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from fastar.sampling.program import Program
+from fastar.sampling.reference import Reference
+from fastar.sampling.request import Request
+
+
+class Run(Protocol):
+    """A run under way. Values are float64 or int64 [n, T, V], sums float64 [n], lengths int64 [n]."""
+
+    values: Tensor
+    log_prob: Tensor
+    log_weight: Tensor
+    lengths: Tensor
+    done: int
+
+    @property
+    def finished(self) -> bool: ...
+
+    def advance(self, positions: int | None = None) -> int: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+class Executor(Protocol):
+    """A program, packed for a device."""
+
+    def start(self, request: Request) -> Run: ...
+
+    def resume(self, request: Request, state: Mapping[str, Any]) -> Run: ...
+
+    def repack(self, weights: Mapping[str, Tensor]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a Sampler asks an executor for."""
+
+    program: Program
+    dtype: torch.dtype | None
+    device: torch.device
+    batch_size: int
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An executor by name: why it cannot run a plan (None where it can), and how it is made."""
+
+    name: str
+    declines: Callable[[Plan], str | None]
+    make: Callable[[Plan], Executor]
+    describe: Callable[[Executor], str] = lambda executor: ""
+
+
+def _reference_declines(plan: Plan) -> str | None:
+    if plan.dtype not in (None, torch.float32, torch.float64):
+        return f"runs in float32 and float64, not {plan.dtype}"
+    if plan.threads is not None:
+        return "takes no number of threads"
+    return None
+
+
+def _reference(plan: Plan) -> Executor:
+    return Reference(plan.program, plan.dtype or torch.float32, plan.device)
+
+
+# Fastest first: `backend="auto"` takes the first that does not decline.
+BACKENDS: list[Backend] = [
+    Backend("reference", _reference_declines, _reference, lambda e: "a loop in Python over torch")
+]
+
+
+def choose(plan: Plan, name: str) -> tuple[Backend, list[str]]:
+    """The backend of this name, or for "auto" the first that can run the plan; and why those before it declined."""
+    names = [one.name for one in BACKENDS]
+    if name not in ("auto", *names):
+        raise ValueError(f"backend: expected auto, {', '.join(names)}, got {name!r}")
+    declined: list[str] = []
+    for one in BACKENDS:
+        if name in ("auto", one.name):
+            reason = one.declines(plan)
+            if reason is None:
+                return one, declined
+            declined.append(f"{one.name}: {reason}")
+    raise RuntimeError(f"backend: none can run {plan.program.name} ({'; '.join(declined)})")

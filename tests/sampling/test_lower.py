@@ -1,0 +1,258 @@
+"""Lowering: modules against their own parallel pass, and refusals that name the module and the reason."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastar.nn import MaskedLinear
+from fastar.sampling import Head, LoweringError, dimensions, lower, register, sequence
+from fastar.sampling.cost import cost
+from fastar.sampling.instructions import SpanLinear
+from fastar.sampling.lower import Signal, Step
+from fastar.sampling.program import Program
+from fastar.sampling.reference import Reference, Run
+from fastar.sampling.request import make
+
+
+def _run(program: Program, n: int = 4, length: int | None = None) -> tuple[Run, Tensor]:
+    run = Reference(program, torch.float64).start(make(program, n, seed=1, length=length), trace=True)
+    run.advance()
+    assert run.trace is not None
+    return run, torch.stack([one.params for one in run.trace], 1)
+
+
+def _agrees(module: nn.Module, program: Program, first: int, length: int = 6) -> None:
+    run, params = _run(program, length=length)
+    shifted = torch.cat([torch.full((4, 1), first), run.values[:, :-1, 0].long()], 1)
+    with torch.no_grad():
+        torch.testing.assert_close(params, module.double().eval()(shifted), rtol=1e-12, atol=1e-12)
+
+
+class Block(nn.Module):
+    """Everything that a module's own forward may do between its layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        wide, narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.net = nn.Sequential(wide, nn.GELU(approximate="tanh"), nn.Dropout(), narrow)
+        self.mix = nn.Conv1d(width, 2 * width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.net(self.norm(x))
+        a, b = self.mix(x.transpose(1, 2)).chunk(2, dim=1)
+        gated = (torch.tanh(a) * torch.sigmoid(b)).permute(0, 2, 1).contiguous()
+        return torch.cat([gated * math.sqrt(0.5), nn.functional.silu(x) + 0.25], dim=-1) / 2 - 0.1
+
+
+def test_a_module_of_ones_own_lowers_without_code() -> None:
+    torch.manual_seed(0)
+    norm, head = nn.RMSNorm(24, eps=1e-6), nn.Linear(24, 4, bias=False)
+    module = nn.Sequential(nn.Embedding(5, 6), Block(6), Block(12), norm, head)
+    program = sequence(module, Head("categorical", 4), first=4)
+    assert "1.net.0.weight" in program.weights
+    _agrees(module, program, first=4)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.ReLU(), nn.ELU(), nn.GELU(), nn.Tanh(), nn.Sigmoid(), nn.SiLU(), nn.Softplus(), nn.Identity()]
+)
+def test_activations(layer: nn.Module) -> None:
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Embedding(4, 5), layer, nn.Linear(5, 3))
+    _agrees(module, sequence(module, Head("categorical", 3), first=3), first=3)
+
+
+def test_a_masked_linear_layer_along_channels() -> None:
+    torch.manual_seed(2)
+    degrees = torch.arange(4)
+    module = nn.Sequential(
+        nn.Embedding(4, 4),
+        MaskedLinear(4, 4, in_degrees=degrees, out_degrees=degrees, activation="concat_elu"),
+        MaskedLinear(8, 3, mask=torch.rand(3, 8) > 0.5),
+    )
+    _agrees(module, sequence(module, Head("categorical", 3), first=3), first=3)
+
+
+def test_floats_enter_scaled() -> None:
+    torch.manual_seed(3)
+    module = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 6))
+    program = sequence(module, Head("gaussian", components=2), first=0.5, scale=2.0, shift=0.1)
+    run, params = _run(program, length=5)
+    before = torch.cat([torch.full((4, 1, 1), 0.5, dtype=torch.float64), 2 * run.values[:, :-1] + 0.1], 1)
+    with torch.no_grad():
+        torch.testing.assert_close(params, module.double()(before), rtol=1e-12, atol=1e-12)
+
+
+def test_levels_enter_as_floats_where_the_first_is_one() -> None:
+    torch.manual_seed(7)
+    module = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+    run, params = _run(sequence(module, Head("bernoulli"), first=-1.0, scale=2.0, shift=-1.0), length=5)
+    before = torch.cat([torch.full((4, 1, 1), -1.0, dtype=torch.float64), 2 * run.values[:, :-1] - 1], 1)
+    with torch.no_grad():
+        torch.testing.assert_close(params, module.double()(before), rtol=1e-12, atol=1e-12)
+
+
+class Doubled(nn.Module):
+    """A layer that a user writes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * len(x.shape) if x.sum() > 1e9 else 2 * x
+
+
+def test_a_users_layer_registers_its_own_lowering() -> None:
+    module = nn.Sequential(nn.Embedding(4, 3), Doubled())
+    with pytest.raises(LoweringError, match=r"^1: its forward cannot be traced .*register a lowering for Doubled"):
+        sequence(module, Head("categorical", 3), first=3)
+
+    @register(Doubled)
+    def double(layer: Doubled, x: object, step: Step) -> Signal:
+        return step.elementwise("none", step.signal(x), alpha=2.0)
+
+    try:
+        _agrees(module, sequence(module, Head("categorical", 3), first=3), first=3)
+    finally:
+        del lower._LAYERS[Doubled]
+
+
+class Reversed(nn.Module):
+    """Sees the future."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(1)
+
+
+class Scaled(nn.Module):
+    """Uses a parameter outside a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Conv1d(3, 3, 2), r"^1: Conv1d of kernel size 2 is not causal"),
+        (nn.Conv1d(3, 3, 1), r"^1: expected \[B, C, T\], got the other order"),
+        (nn.LSTM(3, 3), r"^1: no lowering is registered for torch.nn.modules.rnn.LSTM"),
+        (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), r"^1\.1: no lowering is registered for .*BatchNorm1d"),
+        (nn.Embedding(3, 3), r"^1: an embedding takes the module's symbols"),
+        (nn.LayerNorm((2, 3)), r"^1: LayerNorm over \[2, 3\] of 3 channels"),
+        (nn.ELU(alpha=2.0), r"^1: ELU\(alpha=2.0\) is none of the activations"),
+        (nn.Linear(3, 4), r"the module itself: it gives 4 numbers per position, and the head .* reads 3"),
+        (Reversed(), r"^1: its forward calls flip"),
+        (Scaled(), r"^1: its forward uses gain outside a layer"),
+    ],
+)
+def test_refusals_name_the_module_and_the_reason(layer: nn.Module, message: str) -> None:
+    with pytest.raises(LoweringError, match=message):
+        sequence(nn.Sequential(nn.Embedding(4, 3), layer), Head("categorical", 3), first=3)
+
+
+def _made(D: int, hidden: list[int], P: int, order: Tensor, direct: bool, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    place = order.argsort()
+    degrees = [place, *(torch.randint(0, D, (h,)) for h in hidden)]
+    layers = [
+        MaskedLinear(len(a), len(b), in_degrees=a, out_degrees=b, strict=k == 0, activation="relu")
+        for k, (a, b) in enumerate(itertools.pairwise(degrees))
+    ]
+    out = place.repeat_interleave(P)
+    last = MaskedLinear(hidden[-1], D * P, in_degrees=degrees[-1], out_degrees=out)
+    if not direct:
+        return nn.Sequential(*layers, last)
+
+    class Direct(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.last = nn.Sequential(*layers), last
+            self.skip = MaskedLinear(D, D * P, in_degrees=place, out_degrees=out, strict=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.body(x)) + self.skip(x)
+
+    return Direct()
+
+
+def _parameters_of(module: nn.Module, values: Tensor, order: Tensor, P: int) -> Tensor:
+    x = torch.empty(len(values), len(order), dtype=torch.float64)
+    x[:, order] = values[..., 0]
+    with torch.no_grad():
+        return module.double()(x).view(len(values), len(order), P)[:, order]
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("natural", [False, True])
+def test_made_in_one_pass(direct: bool, natural: bool) -> None:
+    D, P = 7, 3
+    order = torch.arange(D) if natural else torch.tensor([3, 0, 6, 2, 5, 1, 4])
+    module = _made(D, [20, 15], P, order, direct, seed=4)
+    program = dimensions(module, Head("categorical", P), D, order=order)
+    run, params = _run(program)
+    torch.testing.assert_close(params, _parameters_of(module, run.values, order, P), rtol=1e-12, atol=1e-12)
+    # Each weight that the masks let through is multiplied at most once in the whole sample.
+    kept = sum(m.weight.numel() for m in module.modules() if isinstance(m, MaskedLinear))
+    assert cost(program).multiply_adds * D <= kept
+
+
+def test_a_residual_made_with_an_arbitrary_mask() -> None:
+    # Reachability, not degrees: nobody tells the lowering when a unit is complete.
+    torch.manual_seed(5)
+    D, H = 5, 12
+    degrees = torch.randint(0, D, (H,))
+    first = MaskedLinear(D, H, mask=(degrees[:, None] > torch.arange(D)) & (torch.rand(H, D) > 0.3))
+    inner = MaskedLinear(H, H, mask=(degrees[:, None] >= degrees) & (torch.rand(H, H) > 0.3))
+    last = MaskedLinear(H, D, mask=torch.arange(D)[:, None] >= degrees)
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner, self.last = first, inner, last
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            h = h + self.inner(torch.relu(h)) * 0.5
+            return self.last(torch.tanh(h))
+
+    module = Residual()
+    program = dimensions(module, Head("bernoulli"), D, scale=2.0, shift=-1.0)
+    run, params = _run(program)
+    expected = _parameters_of(module, 2 * run.values - 1, torch.arange(D), 1)
+    torch.testing.assert_close(params, expected, rtol=1e-12, atol=1e-12)
+    assert sum(isinstance(one, SpanLinear) for one in program.code) == 3
+
+
+def test_chunked_outputs() -> None:
+    order = torch.arange(4)
+    module = _made(4, [9], 2, order, False, seed=6)
+    last = list(module.children())[-1]
+    assert isinstance(last, MaskedLinear)
+    chunked = torch.arange(8).view(4, 2).T.flatten()
+    shuffled = MaskedLinear(9, 8, mask=last.dense_mask()[chunked])
+    shuffled.load_state_dict({"weight": last.weight[chunked], "bias": last.bias[chunked]})  # type: ignore[index]
+    module_chunked = nn.Sequential(*list(module.children())[:-1], shuffled)
+    head = Head("normal")
+    one = _run(dimensions(module, head, 4))[1]
+    other = _run(dimensions(module_chunked, head, 4, feature_major=False))[1]
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_network_that_looks_ahead_is_refused() -> None:
+    ahead = MaskedLinear(4, 4, mask=torch.ones(4, 4, dtype=torch.bool).tril())
+    with pytest.raises(LoweringError, match=r"output 0, drawn at position 0, depends on position 0"):
+        dimensions(nn.Sequential(ahead), Head("bernoulli"), 4)
+    with pytest.raises(LoweringError, match=r"no lowering over dimensions for .*LayerNorm"):
+        dimensions(nn.Sequential(MaskedLinear(4, 4), nn.LayerNorm(4)), Head("bernoulli"), 4)
+    with pytest.raises(ValueError, match="order: expected a permutation"):
+        dimensions(nn.Sequential(ahead), Head("bernoulli"), 4, order=torch.tensor([0, 1, 1, 2]))
+    with pytest.raises(LoweringError, match=r"gives 4 numbers, and the head .* reads 4 x 2"):
+        dimensions(nn.Sequential(ahead), Head("normal"), 4)
