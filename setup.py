@@ -98,6 +98,7 @@ core = Extension(
         "-Wextra",
         # GCC 12 warns so about the undefined pass-through operand inside its own AVX-512 header.
         "-Wno-maybe-uninitialized",
+        "-Wno-uninitialized",
         "-fvisibility=hidden",
         "-fno-math-errno",
         "-fno-trapping-math",

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "bindings/cuda_library.h"
+#include "bindings/heads.h"
 #include "bindings/nade.h"
 #include "common/memory.h"
 #include "cpu/dispatch.h"
@@ -96,5 +97,6 @@ PYBIND11_MODULE(_core, module) {
                py::arg("source_stride"), py::arg("mask"), py::arg("mask_stride"), py::arg("out"), py::arg("out_stride"),
                py::arg("rows"), py::arg("columns"), py::arg("threads"));
     fastar::bind_cuda_library(module);
+    fastar::bind_heads(module);
     fastar::bind_nade(module);
 }

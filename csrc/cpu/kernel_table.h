@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/heads.h"
+
 namespace fastar::cpu {
 
 // A gather of rows and columns out of a row-major matrix, see gather.h. Elements are moved as bits.
@@ -86,6 +88,8 @@ struct KernelTable {
     void (*nade_forward)(const NadeForward&, std::int64_t begin, std::int64_t end, float* scratch);
     // Slices [begin, end) of the hidden units; `scratch` holds 4 x kNadeGroup x kNadeSlice floats.
     void (*nade_backward)(const NadeBackward&, std::int64_t begin, std::int64_t end, float* scratch);
+    bool (*heads_forward)(const HeadsForward&, std::int64_t begin, std::int64_t end, float* scratch);
+    void (*heads_backward)(const HeadsBackward&, std::int64_t begin, std::int64_t end, float* scratch);
     std::uint64_t (*hash)(const std::uint64_t* data, std::size_t words, std::uint64_t seed);
 };
 

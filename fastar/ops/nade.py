@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _library, _nade_cpu, _precision, _triton
+from fastar.ops import _library, _nade_cpu, _triton
 from fastar.reference import activation as activations
 from fastar.reference import nade as reference
 
@@ -171,7 +171,7 @@ def _triton_forward(
     from fastar.kernels import nade as kernels
 
     out, total = kernels.forward(
-        x, weight, readout, hidden_bias, bias, order, activation, parameters, log_prob, _precision.allow_tf32()
+        x, weight, readout, hidden_bias, bias, order, activation, parameters, log_prob, _triton.allow_tf32()
     )
     return out, total
 
@@ -189,7 +189,7 @@ def _triton_backward(
     from fastar.kernels import nade as kernels
 
     grad_x, grad_weight, grad_readout, grad_hidden_bias = kernels.backward(
-        grad, x, weight, readout, hidden_bias, order, activation, need_x, _precision.allow_tf32()
+        grad, x, weight, readout, hidden_bias, order, activation, need_x, _triton.allow_tf32()
     )
     return grad_x, grad_weight, grad_readout, grad_hidden_bias
 

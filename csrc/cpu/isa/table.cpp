@@ -1,5 +1,6 @@
 // The table of this vector level. Only dispatch.cpp refers to it.
 #include "cpu/isa/gather.h"
+#include "cpu/isa/heads.h"
 #include "cpu/isa/nade.h"
 #include "cpu/kernel_table.h"
 
@@ -14,6 +15,8 @@ const KernelTable table{
     .masked_copy_32 = masked_copy<std::uint32_t>,
     .nade_forward = nade_forward,
     .nade_backward = nade_backward,
+    .heads_forward = heads_forward,
+    .heads_backward = heads_backward,
     .hash = hash,
 };
 
