@@ -26,63 +26,56 @@ cpu::NadeActivation activation_of(const std::string& name) {
 }  // namespace
 
 void bind_nade(py::module_& module) {
-    module.attr("NADE_SLICE") = cpu::kNadeSlice;
+    using Address = std::uintptr_t;
+    py::class_<cpu::NadeWeights>(module, "NadeWeights")
+        .def(py::init([](std::int64_t dim, std::int64_t hidden, std::int64_t params, Address weight,
+                         std::int64_t weight_stride_h, std::int64_t weight_stride_d, Address readout,
+                         Address hidden_bias, Address order, const std::string& activation) {
+                 return cpu::NadeWeights{.dim = dim,
+                                         .hidden = hidden,
+                                         .params = params,
+                                         .weight = at<const float>(weight),
+                                         .weight_stride_h = weight_stride_h,
+                                         .weight_stride_d = weight_stride_d,
+                                         .readout = at<const float>(readout),
+                                         .hidden_bias = at<const float>(hidden_bias),
+                                         .order = at<const std::int32_t>(order),
+                                         .activation = activation_of(activation)};
+             }),
+             py::arg("dim"), py::arg("hidden"), py::arg("params"), py::arg("weight"), py::arg("weight_stride_h"),
+             py::arg("weight_stride_d"), py::arg("readout"), py::arg("hidden_bias"), py::arg("order"),
+             py::arg("activation"));
     module.def(
         "nade_forward",
-        [](std::int64_t batch, std::int64_t dim, std::int64_t hidden, std::int64_t params, std::int64_t stride,
-           std::uintptr_t weight, std::uintptr_t readout, std::uintptr_t hidden_bias, std::uintptr_t order,
-           const std::string& activation, std::uintptr_t bias, std::uintptr_t x, std::uintptr_t out,
-           std::uintptr_t log_prob, int threads) {
-            const cpu::NadeForward arguments{.model = {.dim = dim,
-                                                       .hidden = hidden,
-                                                       .params = params,
-                                                       .stride = stride,
-                                                       .weight = at<const float>(weight),
-                                                       .readout = at<const float>(readout),
-                                                       .hidden_bias = at<const float>(hidden_bias),
-                                                       .order = at<const std::int32_t>(order),
-                                                       .activation = activation_of(activation)},
-                                             .bias = at<const float>(bias),
-                                             .x = at<const float>(x),
-                                             .out = at<float>(out),
-                                             .log_prob = at<float>(log_prob)};
-            const py::gil_scoped_release release;
-            cpu::nade_forward(arguments, batch, threads);
+        [](const cpu::NadeWeights& weights, Address bias, Address x, std::int64_t batch, Address out, Address log_prob,
+           int threads) {
+            return cpu::nade_forward(weights, at<const float>(bias), at<const float>(x), batch, at<float>(out),
+                                     at<float>(log_prob), threads);
         },
-        py::arg("batch"), py::arg("dim"), py::arg("hidden"), py::arg("params"), py::arg("stride"), py::arg("weight"),
-        py::arg("readout"), py::arg("hidden_bias"), py::arg("order"), py::arg("activation"), py::arg("bias"),
-        py::arg("x"), py::arg("out"), py::arg("log_prob"), py::arg("threads"));
+        py::call_guard<py::gil_scoped_release>(), py::arg("weights"), py::arg("bias"), py::arg("x"), py::arg("batch"),
+        py::arg("out"), py::arg("log_prob"), py::arg("threads"));
     module.def(
         "nade_backward",
-        [](std::int64_t batch, std::int64_t dim, std::int64_t hidden, std::int64_t params, std::int64_t stride,
-           std::uintptr_t weight, std::uintptr_t readout, std::uintptr_t hidden_bias, std::uintptr_t order,
-           const std::string& activation, std::uintptr_t x, std::uintptr_t grad, std::uintptr_t grad_x,
-           std::uintptr_t grad_weight, std::uintptr_t grad_readout, std::uintptr_t grad_hidden_bias, int threads) {
-            const cpu::NadeBackward arguments{.model = {.dim = dim,
-                                                        .hidden = hidden,
-                                                        .params = params,
-                                                        .stride = stride,
-                                                        .weight = at<const float>(weight),
-                                                        .readout = at<const float>(readout),
-                                                        .hidden_bias = at<const float>(hidden_bias),
-                                                        .order = at<const std::int32_t>(order),
-                                                        .activation = activation_of(activation)},
-                                              .batch = batch,
-                                              .x = at<const float>(x),
-                                              .grad = at<const float>(grad),
-                                              .active = nullptr,
-                                              .active_count = nullptr,
-                                              .grad_x = at<float>(grad_x),
-                                              .grad_weight = at<float>(grad_weight),
-                                              .grad_readout = at<float>(grad_readout),
-                                              .grad_hidden_bias = at<float>(grad_hidden_bias)};
-            const py::gil_scoped_release release;
-            cpu::nade_backward(arguments, threads);
+        [](const cpu::NadeWeights& weights, Address grad, std::int64_t stride_b, std::int64_t stride_d,
+           std::int64_t stride_k, Address grad_log_prob, Address logits, Address x, std::int64_t batch, Address grad_x,
+           Address grad_weight, Address grad_readout, Address grad_hidden_bias, Address grad_bias, int threads) {
+            const cpu::NadeSource source{.grad = at<const float>(grad),
+                                         .stride_b = stride_b,
+                                         .stride_d = stride_d,
+                                         .stride_k = stride_k,
+                                         .grad_log_prob = at<const float>(grad_log_prob),
+                                         .logits = at<const float>(logits)};
+            const cpu::NadeGradients gradients{.x = at<float>(grad_x),
+                                               .weight = at<float>(grad_weight),
+                                               .readout = at<float>(grad_readout),
+                                               .hidden_bias = at<float>(grad_hidden_bias),
+                                               .bias = at<float>(grad_bias)};
+            cpu::nade_backward(weights, source, at<const float>(x), batch, gradients, threads);
         },
-        py::arg("batch"), py::arg("dim"), py::arg("hidden"), py::arg("params"), py::arg("stride"), py::arg("weight"),
-        py::arg("readout"), py::arg("hidden_bias"), py::arg("order"), py::arg("activation"), py::arg("x"),
-        py::arg("grad"), py::arg("grad_x"), py::arg("grad_weight"), py::arg("grad_readout"),
-        py::arg("grad_hidden_bias"), py::arg("threads"));
+        py::call_guard<py::gil_scoped_release>(), py::arg("weights"), py::arg("grad"), py::arg("stride_b"),
+        py::arg("stride_d"), py::arg("stride_k"), py::arg("grad_log_prob"), py::arg("logits"), py::arg("x"),
+        py::arg("batch"), py::arg("grad_x"), py::arg("grad_weight"), py::arg("grad_readout"),
+        py::arg("grad_hidden_bias"), py::arg("grad_bias"), py::arg("threads"));
 }
 
 }  // namespace fastar

@@ -36,8 +36,8 @@ struct MaskedCopyArguments {
 
 enum class NadeActivation { kSigmoid, kRelu, kTanh };
 
-// A NADE of D = dim positions, H = hidden units, K = params parameters per position, see nade.h. All arrays are
-// float32; `stride` is H rounded up to kNadeSlice, and what lies between H and it is zero.
+// A NADE of D = dim positions, H = hidden units, K = params parameters per position, see nade.h, packed in float32:
+// `stride` is H rounded up to kNadeSlice, and what lies between H and it is zero.
 struct NadeModel {
     std::int64_t dim;
     std::int64_t hidden;
@@ -85,7 +85,10 @@ struct KernelTable {
     void (*masked_copy_32)(const MaskedCopyArguments<std::uint32_t>&, std::int64_t begin, std::int64_t end);
     // A 64-bit hash of `words` 64-bit words; see fingerprint.h.
     // Rows [begin, end) of the batch; `scratch` holds 2 x kNadeGroup x stride + kNadeRows x dim floats.
-    void (*nade_forward)(const NadeForward&, std::int64_t begin, std::int64_t end, float* scratch);
+    // False where log_prob was asked for and an x is outside [0, 1].
+    bool (*nade_forward)(const NadeForward&, std::int64_t begin, std::int64_t end, float* scratch);
+    // out[i] = scale (x[i] - sigmoid(logits[i])): the gradient of the logits from that of their row's log-probability.
+    void (*nade_logit_gradient)(const float* logits, const float* x, float scale, float* out, std::int64_t count);
     // Slices [begin, end) of the hidden units; `scratch` holds 4 x kNadeGroup x kNadeSlice floats.
     void (*nade_backward)(const NadeBackward&, std::int64_t begin, std::int64_t end, float* scratch);
     bool (*heads_forward)(const HeadsForward&, std::int64_t begin, std::int64_t end, float* scratch);

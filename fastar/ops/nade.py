@@ -1,4 +1,4 @@
-"""a_0 = c, a_{i+1} = a_i + W[:, i] x_i, out[b, i, k] = b[i, k] + V[i, k] . act(a_i), along any order of the positions i.
+"""a_0 = c, a_{i+1} = a_i + W[:, i] x_i, out[b, i, k] = b[i, k] + V[i, k] . act(a_i), along any order of i.
 
 In PyTorch: ``einsum("bdh,dkh->bdk", act(cat([c.expand(B, 1, H), x[:, :-1, None] * W.T[:-1]], 1).cumsum(1)), V) + b``,
 which makes several tensors of B x D x H elements. Here a_i is carried along i and none of them exists.
@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _library, _nade_cpu, _triton
-from fastar.reference import activation as activations
-from fastar.reference import nade as reference
+from fastar.ops import _autocast, _library, _nade_cpu, _nade_dense, _triton
 
 ACTIVATIONS = ("sigmoid", "relu", "tanh")
 
@@ -42,7 +40,7 @@ def nade(
     `order` is a permutation is checked on the CPU only: on a GPU a check would wait for the device.
     """
     arguments = _prepare(x, weight, readout, hidden_bias, bias, activation, order)
-    out, _ = _forward_op(*arguments, order, activation, True, False)
+    out: Tensor = _forward_op(*arguments, order, activation, True, False)[0]
     return out
 
 
@@ -99,7 +97,9 @@ def _prepare(
     _checks.shape("bias", bias, [dim, readout.shape[1]])
     for name, size in (("weight", hidden), ("weight", dim), ("readout", readout.shape[1])):
         if size == 0:
-            raise ValueError(f"{name}: expected at least one position, hidden unit and parameter, got {list(named[name].shape)}")
+            raise ValueError(
+                f"{name}: expected at least one position, hidden unit and parameter, got {list(named[name].shape)}"
+            )
     for name, tensor in named.items():
         _checks.same_device(name, tensor, "x", x)
     if order is not None:
@@ -107,54 +107,15 @@ def _prepare(
         _checks.shape("order", order, [dim])
         _checks.same_device("order", order, "x", x)
     check_activation(activation)
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        # As torch's own products do: everything but float64 goes to autocast's dtype.
-        target = torch.get_autocast_dtype(kind)
-        return tuple(t if torch.float64 in {one.dtype for one in named.values()} else t.to(target) for t in named.values())
+    # As torch's own products do: everything but float64 goes to autocast's dtype.
+    target = _autocast.target(x.device)
+    if target is not None:
+        wide = any(tensor.dtype == torch.float64 for tensor in named.values())
+        return tuple(named.values()) if wide else tuple(tensor.to(target) for tensor in named.values())
     for name, tensor in named.items():
         if tensor.dtype != x.dtype:
             raise TypeError(f"{name}: expected the dtype of x, {x.dtype}, got {tensor.dtype}")
     return tuple(named.values())
-
-
-def _reference_forward(
-    x: Tensor,
-    weight: Tensor,
-    readout: Tensor,
-    hidden_bias: Tensor,
-    bias: Tensor,
-    order: Tensor | None,
-    activation: str,
-    parameters: bool,
-    log_prob: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    out = reference.nade(x, weight, readout, hidden_bias, bias, activation, order)
-    return out if parameters else None, reference.bernoulli_log_prob(out[..., 0], x) if log_prob else None
-
-
-def _reference_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    readout: Tensor,
-    hidden_bias: Tensor,
-    order: Tensor | None,
-    activation: str,
-    need_x: bool,
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    h = activations.APPLY[activation](reference.states(x, weight, hidden_bias, order))
-    grad_a = activations.backward(activation, torch.einsum("bdk,dkh->bdh", grad, readout), h)
-    steps = torch.arange(x.shape[1], device=x.device) if order is None else order.long()
-    in_order = grad_a[:, steps]
-    # What all later positions say of a: the sum from a position on, without its own.
-    later = (in_order.flip(1).cumsum(1).flip(1) - in_order)[:, torch.argsort(steps)]
-    return (
-        torch.einsum("bdh,hd->bd", later, weight) if need_x else None,
-        torch.einsum("bdh,bd->hd", later, x),
-        torch.einsum("bdk,bdh->dkh", grad, h),
-        grad_a.sum((0, 1)),
-    )
 
 
 def _triton_forward(
@@ -170,14 +131,14 @@ def _triton_forward(
 ) -> tuple[Tensor | None, Tensor | None]:
     from fastar.kernels import nade as kernels
 
-    out, total = kernels.forward(
-        x, weight, readout, hidden_bias, bias, order, activation, parameters, log_prob, _triton.allow_tf32()
-    )
+    out, total = kernels.forward(x, weight, readout, hidden_bias, bias, order, activation, parameters, log_prob)
     return out, total
 
 
 def _triton_backward(
-    grad: Tensor,
+    grad: Tensor | None,
+    grad_log_prob: Tensor | None,
+    out: Tensor | None,
     x: Tensor,
     weight: Tensor,
     readout: Tensor,
@@ -185,13 +146,13 @@ def _triton_backward(
     order: Tensor | None,
     activation: str,
     need_x: bool,
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, ...]:
     from fastar.kernels import nade as kernels
 
-    grad_x, grad_weight, grad_readout, grad_hidden_bias = kernels.backward(
-        grad, x, weight, readout, hidden_bias, order, activation, need_x, _triton.allow_tf32()
+    gradients: tuple[Tensor | None, ...] = kernels.backward(
+        grad, grad_log_prob, out, x, weight, readout, hidden_bias, order, activation, need_x
     )
-    return grad_x, grad_weight, grad_readout, grad_hidden_bias
+    return gradients
 
 
 def _never(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -203,7 +164,7 @@ _dispatch.register(
     [
         _dispatch.Implementation("triton", _triton.why_not, _triton_forward, _triton_backward),
         _dispatch.Implementation("cpu", _nade_cpu.declines, _nade_cpu.forward, _nade_cpu.backward),
-        _dispatch.Implementation("reference", _never, _reference_forward, _reference_backward),
+        _dispatch.Implementation("reference", _never, _nade_dense.forward, _nade_dense.backward),
     ],
 )
 
@@ -223,18 +184,11 @@ def _run(
     parameters: bool,
     log_prob: bool,
 ) -> tuple[Tensor, Tensor]:
-    # Values are looked at here, inside the op, which torch.compile does not see, and on the CPU, where it is no wait.
-    if x.device.type == "cpu":
-        if order is not None:
-            check_order(order, x.shape[1])
-        if log_prob and x.numel() > 0:
-            low, high = (one.item() for one in x.aminmax())
-            if not (low >= 0 and high <= 1):
-                raise ValueError(f"x: expected values in [0, 1] for a Bernoulli, got values in [{low}, {high}]")
+    # Here, inside the op, torch.compile does not see that values are looked at; on a GPU it would wait for the device.
+    if order is not None and order.device.type == "cpu":
+        check_order(order, x.shape[1])
     chosen = _dispatch.choose("nade", x.device, x.dtype)
-    out, total = chosen.forward(
-        x, weight, readout, hidden_bias, bias, order, activation, parameters, log_prob
-    )
+    out, total = chosen.forward(x, weight, readout, hidden_bias, bias, order, activation, parameters, log_prob)
     wide = _at_least_float32(x.dtype)
     return x.new_empty(0) if out is None else out.contiguous(), x.new_empty(0, dtype=wide) if total is None else total
 
@@ -255,7 +209,9 @@ def _fake(
 
 
 def _run_backward(
-    grad: Tensor,
+    grad: Tensor | None,
+    grad_log_prob: Tensor | None,
+    out: Tensor | None,
     x: Tensor,
     weight: Tensor,
     readout: Tensor,
@@ -266,14 +222,15 @@ def _run_backward(
 ) -> tuple[Tensor, ...]:
     chosen = _dispatch.choose("nade", x.device, x.dtype)
     assert chosen.backward is not None
-    grad_x, *others = chosen.backward(grad, x, weight, readout, hidden_bias, order, activation, need_x)
-    # Accumulated in float32; rounded to the parameters' dtype once, here.
-    grads = [x.new_empty(0) if grad_x is None else grad_x, *others]
-    return tuple(one.to(x.dtype).contiguous() for one in grads)
+    grads = chosen.backward(grad, grad_log_prob, out, x, weight, readout, hidden_bias, order, activation, need_x)
+    # Summed in float32, and rounded to the dtype of the parameters once, here.
+    return tuple(x.new_empty(0) if one is None else one.to(x.dtype).contiguous() for one in grads)
 
 
 def _fake_backward(
-    grad: Tensor,
+    grad: Tensor | None,
+    grad_log_prob: Tensor | None,
+    out: Tensor | None,
     x: Tensor,
     weight: Tensor,
     readout: Tensor,
@@ -282,40 +239,29 @@ def _fake_backward(
     activation: str,
     need_x: bool,
 ) -> tuple[Tensor, ...]:
-    grad_x = x.new_empty(x.shape) if need_x else x.new_empty(0)
-    return grad_x, *(one.new_empty(one.shape) for one in (weight, readout, hidden_bias))
+    shapes = (x.shape if need_x else (0,), weight.shape, readout.shape, hidden_bias.shape, readout.shape[:2])
+    return tuple(x.new_empty(shape) for shape in shapes)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, readout, hidden_bias, _, order, activation, parameters, _ = inputs
+    x, weight, readout, hidden_bias, _, order, activation, parameters, log_prob = inputs
     ctx.set_materialize_grads(False)
     ctx.activation, ctx.complete = activation, parameters
-    if not parameters:
-        ctx.mark_non_differentiable(output[0])
-    ctx.save_for_backward(x, weight, readout, hidden_bias, order, output[0])
+    ctx.mark_non_differentiable(*(one for one, asked in zip(output, (parameters, log_prob), strict=True) if not asked))
+    # The logits are needed only where log p is differentiated.
+    ctx.save_for_backward(x, weight, readout, hidden_bias, order, output[0] if log_prob else None)
 
 
 def _backward(ctx: Any, grad: Tensor | None, grad_log_prob: Tensor | None) -> tuple[Tensor | None, ...]:
     x, weight, readout, hidden_bias, order, out = ctx.saved_tensors
-    need_x, *needs = ctx.needs_input_grad[:5]
     rest = (None,) * 4
-    direct = None
-    if grad_log_prob is not None:
-        if not ctx.complete:
-            raise RuntimeError("fastar::nade: parameters must be set to differentiate log_prob")
-        logits = out[..., 0].to(grad_log_prob.dtype)
-        by_row = grad_log_prob[:, None]
-        grad_logits = (by_row * (x - torch.sigmoid(logits)))[..., None]
-        grad = grad_logits if grad is None else grad_logits + grad
-        direct = by_row * logits if need_x else None
-    if grad is None:
+    if grad is None and grad_log_prob is None:
         return (None,) * 5 + rest
-    grad_bias = grad.sum(0).to(x.dtype) if needs[-1] else None
-    grad_x, *grads = _backward_op(grad, x, weight, readout, hidden_bias, order, ctx.activation, need_x)
-    if direct is not None:
-        grad_x = (grad_x + direct).to(x.dtype)
-    wanted = [one if need else None for one, need in zip(grads, needs[:-1], strict=True)]
-    return grad_x if need_x else None, *wanted, grad_bias, *rest
+    if not ctx.complete:
+        raise RuntimeError("fastar::nade: parameters must be set to differentiate log_prob")
+    needs = ctx.needs_input_grad[:5]
+    grads = _backward_op(grad, grad_log_prob, out, x, weight, readout, hidden_bias, order, ctx.activation, needs[0])
+    return *(one if need else None for one, need in zip(grads, needs, strict=True)), *rest
 
 
 _TENSORS = "Tensor x, Tensor weight, Tensor readout, Tensor hidden_bias"
@@ -329,7 +275,8 @@ _forward_op = _library.define(
 )
 _backward_op = _library.define(
     "nade_backward",
-    f"(Tensor grad, {_TENSORS}, Tensor? order, str activation, bool need_x) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor? grad, Tensor? grad_log_prob, Tensor? out, {_TENSORS}, Tensor? order, str activation, bool need_x)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run_backward,
     _fake_backward,
 )

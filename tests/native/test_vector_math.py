@@ -49,7 +49,15 @@ def apply(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if why_missing() is None and level not in core().levels_usable():
         pytest.skip(f"this CPU has no {level}")
     out = tmp_path_factory.mktemp("vector_math") / level
-    flags = ["-std=c++20", "-O2", "-Wall", "-Werror", "-Wno-maybe-uninitialized", "-fno-math-errno", "-ffp-contract=off"]
+    flags = [
+        "-std=c++20",
+        "-O2",
+        "-Wall",
+        "-Werror",
+        "-Wno-maybe-uninitialized",
+        "-fno-math-errno",
+        "-ffp-contract=off",
+    ]
     source = HERE / "vector_math.cpp"
     command = ["c++", *flags, *LEVELS[level], f"-I{CSRC}", f"-DFASTAR_ISA={level}", str(source), "-o", str(out)]
     subprocess.run(command, check=True)
@@ -99,7 +107,9 @@ def test_special_arguments(apply: Callable[..., np.ndarray]) -> None:
         if name in {"tanh", "log1p"}:
             assert (np.signbit(found[zeros]) == np.signbit(np.array(values)[zeros])).all(), name
     extremes = apply("sigmoid", x)
-    np.testing.assert_allclose(extremes, [nan, 1, 0, 0.5, 0.5, 1, 0, sigmoid(np.float64(-1)), 0.5], rtol=4e-7, atol=2e-38)
+    np.testing.assert_allclose(
+        extremes, [nan, 1, 0, 0.5, 0.5, 1, 0, sigmoid(np.float64(-1)), 0.5], rtol=4e-7, atol=2e-38
+    )
 
 
 @pytest.mark.parametrize("count", range(1, 18))

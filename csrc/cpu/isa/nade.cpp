@@ -115,24 +115,32 @@ void walk(const NadeForward& f, std::int64_t rows, const float* x, float* out, f
     }
 }
 
-// sum over d of x l - softplus(l), the log-probability of x under the logits l.
-float bernoulli_log_prob(const float* logits, const float* x, std::int64_t dim) {
-    Floats total = splat(0.0f);
+// sum over d of x l - softplus(l), the log-probability of x under the logits l; false where an x is outside [0, 1].
+bool bernoulli_log_prob(const float* logits, const float* x, std::int64_t dim, float& log_prob) {
+    const Floats zero = splat(0.0f);
+    Floats total = zero;
+    Ints valid = zero == zero;
     std::int64_t d = 0;
-    const auto term = [](Floats l, Floats value) { return fma(value, l, splat(0.0f) - softplus(l)); };
+    const auto term = [&](Floats l, Floats value) {
+        valid = valid & (value >= zero) & (value <= splat(1.0f));
+        return fma(value, l, zero - softplus(l));
+    };
     for (; d + kLanes <= dim; d += kLanes) total = total + term(load(logits + d), load(x + d));
     float last[kLanes] = {};
     if (d < dim) store_first(last, term(load_first(logits + d, dim - d), load_first(x + d, dim - d)), dim - d);
-    return sum(total + load(last));
+    log_prob = sum(total + load(last));
+    // As many ones as lanes, where all hold.
+    return sum(valid ? splat(1.0f) : zero) == static_cast<float>(kLanes);
 }
 
 template <NadeActivation kActivation>
-void forward(const NadeForward& f, std::int64_t begin, std::int64_t end, float* scratch) {
+bool forward(const NadeForward& f, std::int64_t begin, std::int64_t end, float* scratch) {
     const NadeModel& m = f.model;
     // With one parameter, the state of a few rows walks through all positions within the first cache level. With many,
     // it is the readout that is worth being read once for more rows.
     const std::int64_t block = m.params == 1 ? kNadeRows : kNadeGroup;
     float* const logits = scratch + 2 * block * m.stride;
+    bool valid = true;
     for (std::int64_t first = begin; first < end; first += block) {
         const std::int64_t rows = first + block < end ? block : end - first;
         const float* x = f.x + first * m.dim;
@@ -140,9 +148,10 @@ void forward(const NadeForward& f, std::int64_t begin, std::int64_t end, float* 
         walk<kActivation>(f, rows, x, out, scratch);
         if (!f.log_prob) continue;
         for (std::int64_t r = 0; r < rows; ++r) {
-            f.log_prob[first + r] = bernoulli_log_prob(out + r * m.dim, x + r * m.dim, m.dim);
+            valid &= bernoulli_log_prob(out + r * m.dim, x + r * m.dim, m.dim, f.log_prob[first + r]);
         }
     }
+    return valid;
 }
 
 // With s_i the gradient of a_{i+1}, that is what all later positions say: dW_i += x_i s_i, then a_i = a_{i+1} - W_i
@@ -176,7 +185,7 @@ void step_back(const Slice& slice, const float* w, const float* x, const std::ui
                bool first) {
     for (int v = 0; v < kSliceVectors; ++v) {
         const Floats weight = load(w + v * kLanes);
-        Floats total = first ? splat(0.0f) : load(grad_w + v * kLanes);
+        Floats total = splat(0.0f);
         for (int i = 0; i < count; ++i) {
             const std::int64_t at = active[i] * kNadeSlice + v * kLanes;
             const Floats value = splat(x[active[i]]);
@@ -185,7 +194,7 @@ void step_back(const Slice& slice, const float* w, const float* x, const std::ui
             store(slice.a + at, before);
             store(slice.h + at, activate<kActivation>(before));
         }
-        store(grad_w + v * kLanes, total);
+        store(grad_w + v * kLanes, first ? total : load(grad_w + v * kLanes) + total);
     }
 }
 
@@ -325,9 +334,9 @@ void backward(const NadeBackward& b, std::int64_t begin, std::int64_t end, float
             }
             for (int v = 0; v < kSliceVectors; ++v) {
                 float* const out = b.grad_hidden_bias + unit + v * kLanes;
-                Floats total = load(out);
+                Floats total = splat(0.0f);
                 for (std::int64_t r = 0; r < rows; ++r) total = total + load(slice.s + r * kNadeSlice + v * kLanes);
-                store(out, total);
+                store(out, load(out) + total);
             }
         }
     }
@@ -335,7 +344,7 @@ void backward(const NadeBackward& b, std::int64_t begin, std::int64_t end, float
 
 }  // namespace
 
-void nade_forward(const NadeForward& f, std::int64_t begin, std::int64_t end, float* scratch) {
+bool nade_forward(const NadeForward& f, std::int64_t begin, std::int64_t end, float* scratch) {
     switch (f.model.activation) {
         case NadeActivation::kSigmoid:
             return forward<NadeActivation::kSigmoid>(f, begin, end, scratch);
@@ -343,6 +352,15 @@ void nade_forward(const NadeForward& f, std::int64_t begin, std::int64_t end, fl
             return forward<NadeActivation::kRelu>(f, begin, end, scratch);
         case NadeActivation::kTanh:
             return forward<NadeActivation::kTanh>(f, begin, end, scratch);
+    }
+    return false;
+}
+
+void nade_logit_gradient(const float* logits, const float* x, float scale, float* out, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; i += kLanes) {
+        const std::int64_t left = count - i;
+        const Floats surprise = load_upto(x + i, left) - sigmoid(load_upto(logits + i, left));
+        store_upto(out + i, splat(scale) * surprise, left);
     }
 }
 

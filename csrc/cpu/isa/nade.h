@@ -5,7 +5,9 @@
 
 namespace fastar::cpu::FASTAR_ISA {
 
-void nade_forward(const NadeForward& f, std::int64_t begin, std::int64_t end, float* scratch);
+bool nade_forward(const NadeForward& f, std::int64_t begin, std::int64_t end, float* scratch);
+
+void nade_logit_gradient(const float* logits, const float* x, float scale, float* out, std::int64_t count);
 
 void nade_backward(const NadeBackward& b, std::int64_t begin, std::int64_t end, float* scratch);
 

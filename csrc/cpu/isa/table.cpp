@@ -14,6 +14,7 @@ const KernelTable table{
     .masked_copy_16 = masked_copy<std::uint16_t>,
     .masked_copy_32 = masked_copy<std::uint32_t>,
     .nade_forward = nade_forward,
+    .nade_logit_gradient = nade_logit_gradient,
     .nade_backward = nade_backward,
     .heads_forward = heads_forward,
     .heads_backward = heads_backward,

@@ -83,7 +83,7 @@ inline Floats log(Floats x) {
     return ordinary ? result : edge;
 }
 
-// log(1 + x): 3 ulp; -infinity at -1, NaN below.
+// log(1 + x): 3 ulp; -infinity at -1, NaN below; +0 at -0.
 inline Floats log1p(Floats x) {
     const Floats one = splat(1.0f);
     const Floats u = one + x;
