@@ -7,7 +7,6 @@ forward, to be multiplied by the one that comes in, would move 4 times the param
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from fastar.native import core, why_missing
 from fastar.ops import _heads_plain, _packed
-from fastar.ops._heads_layout import Layout, empty_gradient, lay_out
+from fastar.ops._heads_layout import Layout, bernoulli_layout, colours_first, empty_gradient, lay_out
 from fastar.reference.heads import Head
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -36,12 +35,6 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _bernoulli_layout(params: Tensor, head: Head) -> tuple[Tensor, Layout]:
-    size = math.prod(params.shape[params.dim() - head.event_dims :])
-    sizes = (params.numel() // size, size, 1) if head.event_dims else (1, 1, params.numel())
-    return params.contiguous(), Layout(sizes, (size, 1, 1))
-
-
 def _prepared(x: Tensor, params: Tensor, head: Head) -> Tensor:
     """x as the native code reads it: contiguous, colours in front, a boolean as a byte."""
     if head.kind == "bernoulli":
@@ -50,12 +43,12 @@ def _prepared(x: Tensor, params: Tensor, head: Head) -> Tensor:
         return x if x.dtype in _X_DTYPES else x.float()
     if head.kind == "categorical":
         return x.long().contiguous()
-    return (x.movedim(head.dim, 0) if x.dim() == params.dim() else x).float().contiguous()
+    return colours_first(x.float(), params, head.dim)
 
 
 def _native(params: Tensor, layout: Layout, x: Tensor, raw_x: Tensor, head: Head) -> Any:
     """The native description of the head over these tensors, which must outlive it."""
-    channels = raw_x.shape[head.dim] if head.is_mixture and raw_x.dim() == params.dim() else 1
+    channels = x.shape[0] if head.is_mixture else 1
     native = core().Heads(
         kind=head.kind,
         params=params.data_ptr(),
@@ -76,7 +69,9 @@ def _native(params: Tensor, layout: Layout, x: Tensor, raw_x: Tensor, head: Head
 
 def forward(params: Tensor, x: Tensor, head: Head) -> Tensor:
     """log p(x) in float32; ValueError where x holds what the head cannot take."""
-    laid_out, layout = _bernoulli_layout(params, head) if head.kind == "bernoulli" else lay_out(params, head.dim)
+    laid_out, layout = (
+        bernoulli_layout(params, head.event_dims) if head.kind == "bernoulli" else lay_out(params, head.dim)
+    )
     prepared = _prepared(x, params, head)
     native = _native(laid_out, layout, prepared, x, head)
     out = torch.empty(head.positions(params.shape), dtype=torch.float32)
@@ -87,7 +82,9 @@ def forward(params: Tensor, x: Tensor, head: Head) -> Tensor:
 
 def backward(grad: Tensor, params: Tensor, x: Tensor, head: Head, need_x: bool) -> tuple[Tensor, Tensor | None]:
     """Gradients of the parameters and, for mixtures of Gaussians and of Laplaces where needed, of x."""
-    laid_out, layout = _bernoulli_layout(params, head) if head.kind == "bernoulli" else lay_out(params, head.dim)
+    laid_out, layout = (
+        bernoulli_layout(params, head.event_dims) if head.kind == "bernoulli" else lay_out(params, head.dim)
+    )
     prepared, grad = _prepared(x, params, head), grad.float().contiguous()
     if head.kind == "bernoulli":
         grad_params, strides = torch.empty_like(laid_out), layout.strides

@@ -1,7 +1,8 @@
-"""How a head's parameters lie in memory: positions before and after the dimension that holds a position's parameters."""
+"""How a head's parameters lie in memory: positions before and after the dimension of a position's parameters."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,6 +36,19 @@ def empty_gradient(params: Tensor, dim: int) -> Tensor:
     if _side_by_side(params, dim):
         return torch.empty_like(params.movedim(dim, -1), memory_format=torch.contiguous_format).movedim(-1, dim)
     return torch.empty_like(params, memory_format=torch.contiguous_format)
+
+
+def bernoulli_layout(params: Tensor, event_dims: int) -> tuple[Tensor, Layout]:
+    """Contiguous logits as one row per sum or, where nothing is summed, as positions side by side."""
+    size = math.prod(params.shape[params.dim() - event_dims :])
+    sizes = (params.numel() // size, size, 1) if event_dims else (1, 1, params.numel())
+    return params.contiguous(), Layout(sizes, (size, 1, 1))
+
+
+def colours_first(x: Tensor, params: Tensor, dim: int) -> Tensor:
+    """A mixture's x as [channels, positions], contiguous."""
+    x = x.movedim(dim, 0) if x.dim() == params.dim() else x[None]
+    return x.reshape(x.shape[0], -1).contiguous()
 
 
 def _side_by_side(params: Tensor, dim: int) -> bool:

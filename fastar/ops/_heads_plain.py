@@ -1,4 +1,4 @@
-"""Heads in plain PyTorch, for devices and dtypes without an implementation of their own: the reference, and its gradients.
+"""Heads in plain PyTorch, for devices and dtypes that no other implementation takes: the reference, and its gradients.
 
 The gradients are in closed form: inside an op autograd does not record. They are what the fused implementations
 compute, so this is also where to read them.
@@ -27,7 +27,7 @@ def value_range(params: Tensor, x: Tensor, head: Head) -> tuple[float, float]:
 
 
 def check_values(params: Tensor, x: Tensor, head: Head) -> None:
-    """ValueError that names the first value of x that the head cannot take; waits for the device where x lies on one."""
+    """ValueError that names the first value of x that the head cannot take; waits for the device that x lies on."""
     low, high = value_range(params, x, head)
     bad = ((x >= low) & (x <= high)).logical_not().flatten().nonzero()
     if bad.numel() == 0:
@@ -52,7 +52,7 @@ def backward(grad: Tensor, params: Tensor, x: Tensor, head: Head, need_x: bool) 
     wide = torch.promote_types(params.dtype, torch.float32)
     p = params.to(wide)
     if head.kind == "bernoulli":
-        by_row = grad[(..., *(None,) * head.event_dims)]
+        by_row = grad.reshape(*grad.shape, *(1,) * head.event_dims)
         return (by_row * (x.to(wide) - torch.sigmoid(p))).to(params.dtype), None
     p = p.movedim(head.dim, -1)
     if head.kind == "categorical":

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _heads_cpu, _heads_plain, _library, _triton
+from fastar.ops import _heads_cpu, _heads_plain, _heads_triton, _library, _triton
 from fastar.ops._heads_layout import empty_gradient
 from fastar.reference.heads import Head
 
@@ -53,19 +53,19 @@ def categorical_log_prob(logits: Tensor, x: Tensor, *, dim: int = -1) -> Tensor:
 
 
 def gaussian_mixture_log_prob(params: Tensor, x: Tensor, *, dim: int = -1) -> Tensor:
-    """log sum_k pi_k N(x; m_k, exp(s_k)), in PyTorch
-    ``logsumexp(log_softmax(l, -1) + Normal(m, s.exp()).log_prob(x[..., None]), -1)`` of ``l, m, s = params.chunk(3, -1)``.
+    """log sum_k pi_k N(x; m_k, exp(s_k)); in PyTorch, with ``l, m, s = params.chunk(3, -1)``,
+    ``logsumexp(log_softmax(l, -1) + Normal(m, s.exp()).log_prob(x[..., None]), -1)``.
 
-    params [..., 3 K, ...] along `dim`: K logits, K means, K log-scales; x [...] floats -> [...] of x's shape, float32 at
-    least. Gradients for params and x, of first order; a derivative beyond the largest number of the parameters' dtype is
-    that number.
+    params [..., 3 K, ...] along `dim`: K logits, K means, K log-scales; x [...] floats -> [...] of x's shape, float32
+    at least. Gradients for params and x, of first order; a derivative beyond the largest number of the parameters'
+    dtype is that number.
     """
     return _continuous("gaussian", params, x, dim)
 
 
 def laplace_mixture_log_prob(params: Tensor, x: Tensor, *, dim: int = -1) -> Tensor:
-    """log sum_k pi_k Laplace(x; m_k, exp(s_k)), in PyTorch
-    ``logsumexp(log_softmax(l, -1) + Laplace(m, s.exp()).log_prob(x[..., None]), -1)`` of ``l, m, s = params.chunk(3, -1)``.
+    """log sum_k pi_k Laplace(x; m_k, exp(s_k)); in PyTorch, with ``l, m, s = params.chunk(3, -1)``,
+    ``logsumexp(log_softmax(l, -1) + Laplace(m, s.exp()).log_prob(x[..., None]), -1)``.
 
     Arguments, result and gradients as for `gaussian_mixture_log_prob`; where x is a mean, the derivative of that
     component is 0.
@@ -86,14 +86,14 @@ def logistic_mixture_log_prob(
 
     x takes `levels` equal steps from -1 to 1: floats in that range, or integers from 0 to levels - 1. A level's bin
     reaches half a step to either side, the first and the last bin to infinity. x [...] without the dimension `dim` has
-    one channel, params [..., 3 K, ...] then being K logits, means and log-scales. x [..., C, ...] with C colours in that
-    dimension has params [..., K (1 + 2 C + C (C - 1) / 2), ...]: K logits, C x K means, C x K log-scales, and K
-    coefficients c for each pair of colours (1, 0), (2, 0), (2, 1)...: tanh(c) times the earlier colour shifts the mean of
-    the later one. The result has the shape of params without `dim`, float32 at least.
+    one channel, params [..., 3 K, ...] then being K logits, means and log-scales. x [..., C, ...] with C colours in
+    that dimension has params [..., K (1 + 2 C + C (C - 1) / 2), ...]: K logits, C x K means, C x K log-scales, and K
+    coefficients c for each pair of colours (1, 0), (2, 0), (2, 1)...: tanh(c) times the earlier colour shifts the mean
+    of the later one. The result has the shape of params without `dim`, float32 at least.
 
-    Log-scales are at least `min_log_scale` (None: no floor). Where a bin's mass is below `branch`, it is the density at x
-    times the width of a bin (0: never). Gradient for params, of first order, bounded as for `gaussian_mixture_log_prob`.
-    In PyTorch for one channel, apart from floor, ends and branch:
+    Log-scales are at least `min_log_scale` (None: no floor). Where a bin's mass is below `branch`, the density at x
+    times the width of a bin takes its place (0: never). Gradient for params, of first order, bounded as for
+    `gaussian_mixture_log_prob`. In PyTorch for one channel, apart from floor, ends and branch:
     ``logsumexp(log_softmax(l, -1) + log(sigmoid((x + h - m) / e**s) - sigmoid((x - h - m) / e**s)), -1)``.
     """
     _check_params("params", params)
@@ -161,7 +161,8 @@ def _check_components(params: Tensor, channels: int, head: Head) -> None:
     if head.components(size, channels) == 0:
         each = 1 + 2 * channels + channels * (channels - 1) // 2
         raise ValueError(
-            f"params: expected a multiple of {each} parameters in dimension {head.dim} for {channels} channel(s), got {size}"
+            f"params: expected a multiple of {each} parameters in dimension {head.dim} for {channels} channel(s), "
+            f"got {size}"
         )
 
 
@@ -182,6 +183,7 @@ def _never(device: torch.device, dtype: torch.dtype) -> str | None:
 _dispatch.register(
     "heads",
     [
+        _dispatch.Implementation("triton", _triton.why_not, _heads_triton.forward, _heads_triton.backward),
         _dispatch.Implementation("cpu", _heads_cpu.declines, _heads_cpu.forward, _heads_cpu.backward),
         _dispatch.Implementation("reference", _never, _heads_plain.forward, _heads_plain.backward),
     ],
@@ -244,7 +246,9 @@ def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 _SCHEMA = "Tensor params, Tensor x, str kind, int dim, int event_dims, int levels, float min_log_scale, float branch"
-_forward_op = _library.define("heads", f"({_SCHEMA}) -> Tensor", _run, _fake, setup_context=_setup_context, backward=_backward)
+_forward_op = _library.define(
+    "heads", f"({_SCHEMA}) -> Tensor", _run, _fake, setup_context=_setup_context, backward=_backward
+)
 _backward_op = _library.define(
     "heads_backward", f"(Tensor grad, {_SCHEMA}, bool need_x) -> (Tensor, Tensor)", _run_backward, _fake_backward
 )

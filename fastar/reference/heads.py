@@ -28,8 +28,8 @@ MOST_TOTAL = 2e38
 class Head:
     """The law whose parameters lie along `dim`; the log-probability sums over the last `event_dims` of a Bernoulli's.
 
-    Logistic only: `levels` equal steps from -1 to 1, log-scales of at least `min_log_scale`, and the density in the place
-    of a bin's mass where that is below `branch`.
+    Logistic only: `levels` equal steps from -1 to 1, log-scales of at least `min_log_scale`, and the density in the
+    place of a bin's mass where that is below `branch`.
     """
 
     kind: str
@@ -88,7 +88,9 @@ def split(params: Tensor, channels: int, head: Head) -> tuple[Tensor, Tensor, Te
     C, K = channels, head.components(params.shape[-1], channels)
     sizes = [1, C, C, C * (C - 1) // 2]
     logits, *others = params.split([size * K for size in sizes], -1)
-    means, log_scales, coefficients = (one.unflatten(-1, (size, K)) for one, size in zip(others, sizes[1:], strict=True))
+    means, log_scales, coefficients = (
+        one.unflatten(-1, (size, K)) for one, size in zip(others, sizes[1:], strict=True)
+    )
     return logits, means, log_scales, coefficients
 
 

@@ -33,8 +33,10 @@ float largest(Element type) {
 
 // v[i][j] becomes v[j][i]: interleaving the first half with the second, log2(kLanes) times.
 void transpose(Floats (&v)[kLanes]) {
+#pragma GCC unroll 4
     for (int step = 1; step < kLanes; step *= 2) {
         Floats w[kLanes];
+#pragma GCC unroll 8
         for (int i = 0; i < kLanes / 2; ++i) {
             const Floats a = v[i];
             const Floats b = v[i + kLanes / 2];
@@ -75,6 +77,7 @@ void read(const Heads& h, std::int64_t n, std::int64_t count, float* out, float*
         over_runs(h, h.params, n, count, [&](std::int64_t j, std::int64_t run, std::int64_t at) {
             for (std::int64_t p = 0; p < h.size; ++p) {
                 const float* row = widen(h.type, h.params.data, at + p * h.params.stride_size, run, scratch);
+                for (std::int64_t q = 0; q < run; q += 16) __builtin_prefetch(row + run + q);
                 std::copy_n(row, run, out + p * kBlock + j);
             }
         });
