@@ -93,13 +93,13 @@ def _slopes(x: Tensor, mean: Tensor, raw_log_scale: Tensor, head: Head) -> tuple
         return z * inverse, z * z - 1
     if head.kind == "laplace":
         return z.sign() * inverse, z.abs() - 1
-    h = head.half_bin * inverse
+    # An infinite z times a slope of 0 would be no number.
+    z, h = z.clamp(-1e37, 1e37), head.half_bin * inverse
     # By z, and h times that by h.
     left, right = torch.sigmoid(z - h), torch.sigmoid(-(z + h))
     by_z, by_h = right - left, h * (right + left + 2 / torch.expm1(2 * h))
-    if head.branch > 0:
-        small = reference.log_mass(z, h) < math.log(head.branch)
-        by_z, by_h = torch.where(small, -torch.tanh(z / 2), by_z), torch.where(small, 1.0, by_h)
+    thin = reference.thin(reference.log_mass(z, h), h, head)
+    by_z, by_h = torch.where(thin, -torch.tanh(z / 2), by_z), torch.where(thin, 1.0, by_h)
     lowest, highest = x <= head.half_bin - 1, x >= 1 - head.half_bin
     by_z = torch.where(lowest, right, torch.where(highest, -left, by_z))
     by_h = torch.where(lowest, h * right, torch.where(highest, h * left, by_h))

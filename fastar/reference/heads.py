@@ -117,12 +117,16 @@ def _component(x: Tensor, mean: Tensor, log_scale: Tensor, head: Head) -> Tensor
         return -z.abs() - log_scale - math.log(2)
     half = head.half_bin
     h = half * inverse
-    inner = log_mass(z, h)
-    if head.branch > 0:
-        density = F.logsigmoid(z) + F.logsigmoid(-z) - log_scale + math.log(2 * half)
-        inner = torch.where(inner < math.log(head.branch), density, inner)
+    mass = log_mass(z, h)
+    density = F.logsigmoid(z) + F.logsigmoid(-z) - log_scale + math.log(2 * half)
+    inner = torch.where(thin(mass, h, head), density, mass)
     lowest, highest = x <= half - 1, x >= 1 - half
     return torch.where(lowest, F.logsigmoid(z + h), torch.where(highest, F.logsigmoid(h - z), inner))
+
+
+def thin(mass: Tensor, h: Tensor, head: Head) -> Tensor:
+    """Where the density stands for a bin's mass: below the branch, and for bins so narrow that they are equal."""
+    return (mass < (math.log(head.branch) if head.branch > 0 else -math.inf)) | (h < 1e-8)
 
 
 def log_mass(z: Tensor, h: Tensor) -> Tensor:
