@@ -11,6 +11,7 @@
 #include "bindings/conv.h"
 #include "bindings/cuda_library.h"
 #include "bindings/executor.h"
+#include "bindings/heads.h"
 #include "bindings/nade.h"
 #include "common/memory.h"
 #include "cpu/dispatch.h"
@@ -104,5 +105,6 @@ PYBIND11_MODULE(_core, module) {
     fastar::bind_conv(module);
     fastar::bind_cuda_library(module);
     fastar::bind_executor(module);
+    fastar::bind_heads(module);
     fastar::bind_nade(module);
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/executor/kernels.h"
+#include "cpu/heads.h"
 
 namespace fastar::cpu {
 
@@ -172,6 +173,8 @@ struct KernelTable {
     void (*nade_logit_gradient)(const float* logits, const float* x, float scale, float* out, std::int64_t count);
     // Slices [begin, end) of the hidden units; `scratch` holds 4 x kNadeGroup x kNadeSlice floats.
     void (*nade_backward)(const NadeBackward&, std::int64_t begin, std::int64_t end, float* scratch);
+    bool (*heads_forward)(const HeadsForward&, std::int64_t begin, std::int64_t end, float* scratch);
+    void (*heads_backward)(const HeadsBackward&, std::int64_t begin, std::int64_t end, float* scratch);
     std::uint64_t (*hash)(const std::uint64_t* data, std::size_t words, std::uint64_t seed);
     // Rows of all images of the padded output, [begin, end).
     void (*pad)(const PadArguments&, std::int64_t begin, std::int64_t end);

@@ -4,8 +4,25 @@ from fastar import _identity
 
 _identity.require()
 
+from fastar.ops.heads import (  # noqa: E402
+    bernoulli_log_prob,
+    categorical_log_prob,
+    gaussian_mixture_log_prob,
+    laplace_mixture_log_prob,
+    logistic_mixture_log_prob,
+)
 from fastar.ops.masked_conv2d import masked_conv2d  # noqa: E402
 from fastar.ops.masked_linear import masked_linear  # noqa: E402
 from fastar.ops.nade import nade, nade_log_prob  # noqa: E402
 
-__all__ = ["masked_conv2d", "masked_linear", "nade", "nade_log_prob"]
+__all__ = [
+    "bernoulli_log_prob",
+    "categorical_log_prob",
+    "gaussian_mixture_log_prob",
+    "laplace_mixture_log_prob",
+    "logistic_mixture_log_prob",
+    "masked_conv2d",
+    "masked_linear",
+    "nade",
+    "nade_log_prob",
+]

@@ -2,6 +2,7 @@
 #include "cpu/isa/conv.h"
 #include "cpu/isa/executor.h"
 #include "cpu/isa/gather.h"
+#include "cpu/isa/heads.h"
 #include "cpu/isa/nade.h"
 #include "cpu/kernel_table.h"
 
@@ -17,6 +18,8 @@ const KernelTable table{
     .nade_forward = nade_forward,
     .nade_logit_gradient = nade_logit_gradient,
     .nade_backward = nade_backward,
+    .heads_forward = heads_forward,
+    .heads_backward = heads_backward,
     .hash = hash,
     .pad = pad,
     .tap_sum = tap_sum,

@@ -1,0 +1,87 @@
+"""How a head's parameters lie in memory: positions before and after the dimension of a position's parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Layout(NamedTuple):
+    """Parameters [outer, size, inner] with strides; position (o, i) is number o * inner + i."""
+
+    sizes: tuple[int, int, int]
+    strides: tuple[int, int, int]
+
+
+def lay_out(params: Tensor, dim: int) -> tuple[Tensor, Layout]:
+    """The parameters, copied only where their positions do not lie at two even distances, and their layout."""
+    found = _layout(params, dim)
+    if found is not None:
+        return params, found
+    if _side_by_side(params, dim):
+        params = params.movedim(dim, -1).contiguous().movedim(-1, dim)
+    else:
+        params = params.contiguous()
+    found = _layout(params, dim)
+    assert found is not None
+    return params, found
+
+
+def empty_gradient(params: Tensor, dim: int) -> Tensor:
+    """Memory for the gradient, where a position's parameters lie side by side if they do so in `params`."""
+    if _side_by_side(params, dim):
+        return torch.empty_like(params.movedim(dim, -1), memory_format=torch.contiguous_format).movedim(-1, dim)
+    return torch.empty_like(params, memory_format=torch.contiguous_format)
+
+
+def bernoulli_layout(params: Tensor, event_dims: int) -> tuple[Tensor, Layout]:
+    """Contiguous logits as one row per sum or, where nothing is summed, as positions side by side."""
+    size = math.prod(params.shape[params.dim() - event_dims :])
+    sizes = (params.numel() // size, size, 1) if event_dims else (1, 1, params.numel())
+    return params.contiguous(), Layout(sizes, (size, 1, 1))
+
+
+def colours_first(x: Tensor, params: Tensor, dim: int) -> Tensor:
+    """A mixture's x as [channels, positions], contiguous."""
+    x = x.movedim(dim, 0) if x.dim() == params.dim() else x[None]
+    return x.reshape(x.shape[0], -1).contiguous()
+
+
+def _side_by_side(params: Tensor, dim: int) -> bool:
+    return dim in (-1, params.dim() - 1) or params.stride(dim) == 1
+
+
+def _layout(params: Tensor, dim: int) -> Layout | None:
+    dim %= params.dim()
+    outer = _merged(params.shape[:dim], params.stride()[:dim])
+    inner = _merged(params.shape[dim + 1 :], params.stride()[dim + 1 :])
+    # The stride of a dimension of size 1 may be anything.
+    stride = 1 if params.shape[dim] == 1 else params.stride(dim)
+    if outer is None or inner is None:
+        return None
+    if stride != 1 and (_side_by_side(params, dim) or inner[1] != 1):
+        return None
+    if inner[0] == 1:
+        outer, inner = (1, 0), outer
+    elif outer[1] == inner[0] * inner[1] and stride == 1:
+        outer, inner = (1, 0), (outer[0] * inner[0], inner[1])
+    return Layout((outer[0], params.shape[dim], inner[0]), (outer[1], stride, inner[1]))
+
+
+def _merged(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, int] | None:
+    """Size and stride of one dimension that stands for these, or None where there is none."""
+    size, step = 1, 0
+    for length, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if length == 1:
+            continue
+        if size == 1:
+            size, step = length, stride
+        elif stride == size * step:
+            size *= length
+        else:
+            return None
+    return size, step
