@@ -77,7 +77,6 @@ void read(const Heads& h, std::int64_t n, std::int64_t count, float* out, float*
         over_runs(h, h.params, n, count, [&](std::int64_t j, std::int64_t run, std::int64_t at) {
             for (std::int64_t p = 0; p < h.size; ++p) {
                 const float* row = widen(h.type, h.params.data, at + p * h.params.stride_size, run, scratch);
-                for (std::int64_t q = 0; q < run; q += 16) __builtin_prefetch(row + run + q);
                 std::copy_n(row, run, out + p * kBlock + j);
             }
         });
