@@ -28,24 +28,24 @@ Value named(const char* what, const std::string& name, const std::array<std::pai
     throw std::invalid_argument(std::string(what) + ": nothing is called '" + name + "'");
 }
 
-cpu::HeadKind kind_of(const std::string& name) {
-    using enum cpu::HeadKind;
-    return named<cpu::HeadKind, 5>("kind", name,
-                                   {{{"bernoulli", kBernoulli},
-                                     {"categorical", kCategorical},
-                                     {"gaussian", kGaussian},
-                                     {"laplace", kLaplace},
-                                     {"logistic", kLogistic}}});
+cpu::LogProbKind kind_of(const std::string& name) {
+    using enum cpu::LogProbKind;
+    return named<cpu::LogProbKind, 5>("kind", name,
+                                      {{{"bernoulli", kBernoulli},
+                                        {"categorical", kCategorical},
+                                        {"gaussian", kGaussian},
+                                        {"laplace", kLaplace},
+                                        {"logistic", kLogistic}}});
 }
 
-cpu::Element element_of(const std::string& name) {
-    using enum cpu::Element;
-    return named<cpu::Element, 5>("dtype", name,
-                                  {{{"float32", kFloat32},
-                                    {"bfloat16", kBFloat16},
-                                    {"float16", kFloat16},
-                                    {"int64", kInt64},
-                                    {"uint8", kUInt8}}});
+cpu::HeadElement element_of(const std::string& name) {
+    using enum cpu::HeadElement;
+    return named<cpu::HeadElement, 5>("dtype", name,
+                                      {{{"float32", kFloat32},
+                                        {"bfloat16", kBFloat16},
+                                        {"float16", kFloat16},
+                                        {"int64", kInt64},
+                                        {"uint8", kUInt8}}});
 }
 
 using Sizes = std::array<std::int64_t, 3>;

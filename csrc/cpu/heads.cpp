@@ -17,7 +17,7 @@ constexpr std::int64_t kElementsPerPiece = 1 << 14;
 constexpr std::int64_t kWidest = 16;
 
 bool is_mixture(const Heads& h) {
-    return h.kind != HeadKind::kBernoulli && h.kind != HeadKind::kCategorical;
+    return h.kind != LogProbKind::kBernoulli && h.kind != LogProbKind::kCategorical;
 }
 
 struct Units {
@@ -28,8 +28,8 @@ struct Units {
 Units units(const Heads& h) {
     const auto blocks = [](std::int64_t n) { return (n + kHeadPositions - 1) / kHeadPositions; };
     if (is_mixture(h)) return {blocks(h.outer * h.inner), kHeadPositions * h.size};
-    if (h.kind == HeadKind::kBernoulli && h.inner == 1) return {h.outer, h.size};
-    if (h.kind == HeadKind::kBernoulli || h.params.stride_size != 1) {
+    if (h.kind == LogProbKind::kBernoulli && h.inner == 1) return {h.outer, h.size};
+    if (h.kind == LogProbKind::kBernoulli || h.params.stride_size != 1) {
         return {h.outer * blocks(h.inner), kHeadPositions * h.size};
     }
     return {h.outer * h.inner, h.size};

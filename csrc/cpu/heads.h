@@ -6,9 +6,9 @@
 
 namespace fastar::cpu {
 
-enum class HeadKind { kBernoulli, kCategorical, kGaussian, kLaplace, kLogistic };
+enum class LogProbKind { kBernoulli, kCategorical, kGaussian, kLaplace, kLogistic };
 
-enum class Element { kFloat32, kBFloat16, kFloat16, kInt64, kUInt8 };
+enum class HeadElement { kFloat32, kBFloat16, kFloat16, kInt64, kUInt8 };
 
 // The parameters of all positions, [outer, size, inner]: position (o, i) is number o * inner + i. One of the last two
 // strides is 1. A Bernoulli's are [outer, size]: each outer entry is one sum over `size` positions of its own.
@@ -20,9 +20,9 @@ struct HeadParams {
 };
 
 struct Heads {
-    HeadKind kind;
-    Element type;    // of the parameters and their gradient: float32, bfloat16 or float16
-    Element x_type;  // categorical: int64; mixtures: float32; Bernoulli: any
+    LogProbKind kind;
+    HeadElement type;    // of the parameters and their gradient: float32, bfloat16 or float16
+    HeadElement x_type;  // categorical: int64; mixtures: float32; Bernoulli: any
     std::int64_t outer;
     std::int64_t size;
     std::int64_t inner;

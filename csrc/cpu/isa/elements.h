@@ -43,24 +43,24 @@ inline void narrow_float16(const float* source, _Float16* out, std::int64_t coun
 }
 
 // Elements [at, at + count) as floats: where they lie if they are floats, else in `scratch`.
-inline const float* widen(Element type, const void* data, std::int64_t at, std::int64_t count, float* scratch) {
+inline const float* widen(HeadElement type, const void* data, std::int64_t at, std::int64_t count, float* scratch) {
     switch (type) {
-        case Element::kFloat32:
+        case HeadElement::kFloat32:
             return static_cast<const float*>(data) + at;
-        case Element::kBFloat16: {
+        case HeadElement::kBFloat16: {
             const auto* source = static_cast<const std::uint16_t*>(data) + at;
             for (std::int64_t j = 0; j < count; ++j) scratch[j] = from_bfloat16(source[j]);
             break;
         }
-        case Element::kFloat16:
+        case HeadElement::kFloat16:
             widen_float16(static_cast<const _Float16*>(data) + at, scratch, count);
             break;
-        case Element::kInt64: {
+        case HeadElement::kInt64: {
             const auto* source = static_cast<const std::int64_t*>(data) + at;
             for (std::int64_t j = 0; j < count; ++j) scratch[j] = static_cast<float>(source[j]);
             break;
         }
-        case Element::kUInt8: {
+        case HeadElement::kUInt8: {
             const auto* source = static_cast<const std::uint8_t*>(data) + at;
             for (std::int64_t j = 0; j < count; ++j) scratch[j] = static_cast<float>(source[j]);
             break;
@@ -70,11 +70,11 @@ inline const float* widen(Element type, const void* data, std::int64_t at, std::
 }
 
 // `count` floats into elements [at, at + count), rounded to the nearest.
-inline void narrow(Element type, const float* values, void* data, std::int64_t at, std::int64_t count) {
-    if (type == Element::kBFloat16) {
+inline void narrow(HeadElement type, const float* values, void* data, std::int64_t at, std::int64_t count) {
+    if (type == HeadElement::kBFloat16) {
         auto* out = static_cast<std::uint16_t*>(data) + at;
         for (std::int64_t j = 0; j < count; ++j) out[j] = to_bfloat16(values[j]);
-    } else if (type == Element::kFloat16) {
+    } else if (type == HeadElement::kFloat16) {
         narrow_float16(values, static_cast<_Float16*>(data) + at, count);
     } else {
         std::memcpy(static_cast<float*>(data) + at, values, static_cast<std::size_t>(count) * sizeof(float));
@@ -82,13 +82,13 @@ inline void narrow(Element type, const float* values, void* data, std::int64_t a
 }
 
 // Where elements from `at` on may be written as floats before they are narrowed: in place, or in `scratch`.
-inline float* staging(Element type, void* data, std::int64_t at, float* scratch) {
-    return type == Element::kFloat32 ? static_cast<float*>(data) + at : scratch;
+inline float* staging(HeadElement type, void* data, std::int64_t at, float* scratch) {
+    return type == HeadElement::kFloat32 ? static_cast<float*>(data) + at : scratch;
 }
 
 // Moves what was staged into its place, if it is not there.
-inline void commit(Element type, const float* staged, void* data, std::int64_t at, std::int64_t count) {
-    if (type != Element::kFloat32) narrow(type, staged, data, at, count);
+inline void commit(HeadElement type, const float* staged, void* data, std::int64_t at, std::int64_t count) {
+    if (type != HeadElement::kFloat32) narrow(type, staged, data, at, count);
 }
 
 }  // namespace fastar::cpu::FASTAR_ISA

@@ -309,18 +309,18 @@ void categorical_columns_backward(const HeadsBackward& b, std::int64_t begin, st
 
 bool heads_forward(const HeadsForward& f, std::int64_t begin, std::int64_t end, float* scratch) {
     const Heads& h = f.heads;
-    if (h.kind == HeadKind::kBernoulli) {
+    if (h.kind == LogProbKind::kBernoulli) {
         return h.inner == 1 ? bernoulli_sums(f, begin, end, scratch) : bernoulli_each(f, begin, end, scratch);
     }
-    if (h.kind != HeadKind::kCategorical) return mixtures_forward(f, begin, end, scratch);
+    if (h.kind != LogProbKind::kCategorical) return mixtures_forward(f, begin, end, scratch);
     return h.params.stride_size == 1 ? categorical_rows(f, begin, end, scratch)
                                      : categorical_columns(f, begin, end, scratch);
 }
 
 void heads_backward(const HeadsBackward& b, std::int64_t begin, std::int64_t end, float* scratch) {
     const Heads& h = b.heads;
-    if (h.kind == HeadKind::kBernoulli) return bernoulli_backward(b, begin, end, scratch);
-    if (h.kind != HeadKind::kCategorical) return mixtures_backward(b, begin, end, scratch);
+    if (h.kind == LogProbKind::kBernoulli) return bernoulli_backward(b, begin, end, scratch);
+    if (h.kind != LogProbKind::kCategorical) return mixtures_backward(b, begin, end, scratch);
     if (h.params.stride_size == 1) return categorical_rows_backward(b, begin, end, scratch);
     return categorical_columns_backward(b, begin, end, scratch);
 }

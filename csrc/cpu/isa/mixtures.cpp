@@ -25,9 +25,9 @@ Floats clamp(Floats a, float bound) {
     return min(splat(bound), max(splat(-bound), a));
 }
 
-float largest(Element type) {
-    if (type == Element::kFloat16) return 65504.0f;
-    if (type == Element::kBFloat16) return from_bfloat16(0x7f7f);
+float largest(HeadElement type) {
+    if (type == HeadElement::kFloat16) return 65504.0f;
+    if (type == HeadElement::kBFloat16) return from_bfloat16(0x7f7f);
     return std::numeric_limits<float>::max();
 }
 
@@ -303,14 +303,14 @@ struct Lane {
 };
 
 // F of component k; with kGradient its derivatives take the places of the parameters.
-template <HeadKind kKind, bool kGradient>
+template <LogProbKind kKind, bool kGradient>
 Floats component(const Lane& lane, std::int64_t k) {
     const Heads& h = lane.h;
-    if constexpr (kKind != HeadKind::kLogistic) {
+    if constexpr (kKind != LogProbKind::kLogistic) {
         const Floats mean = load(lane.mean(0, k));
         const Floats log_scale = load(lane.log_scale(0, k));
-        const Law law = kKind == HeadKind::kGaussian ? gaussian<kGradient>(load(lane.x), mean, log_scale)
-                                                     : laplace<kGradient>(load(lane.x), mean, log_scale);
+        const Law law = kKind == LogProbKind::kGaussian ? gaussian<kGradient>(load(lane.x), mean, log_scale)
+                                                        : laplace<kGradient>(load(lane.x), mean, log_scale);
         if constexpr (kGradient) {
             store(lane.mean(0, k), clamp(law.by_mean, lane.limit));
             store(lane.log_scale(0, k), clamp(law.by_log_scale, lane.limit));
@@ -361,7 +361,7 @@ struct Mixed {
     Floats sum;
 };
 
-template <HeadKind kKind, bool kGradient>
+template <LogProbKind kKind, bool kGradient>
 Mixed mix(const Lane& lane) {
     const std::int64_t components = lane.h.components;
     Mixed m{load(lane.logit(0)), splat(0.0f), splat(-kMostTotal), splat(0.0f)};
@@ -397,7 +397,7 @@ Floats spread(const Lane& lane, const Mixed& m, Floats grad) {
     return grad * clamp(by_x, lane.limit);
 }
 
-template <HeadKind kKind>
+template <LogProbKind kKind>
 bool forward(const HeadsForward& f, std::int64_t begin, std::int64_t end, float* scratch) {
     const Heads& h = f.heads;
     float* const params = scratch;
@@ -418,7 +418,7 @@ bool forward(const HeadsForward& f, std::int64_t begin, std::int64_t end, float*
     return valid;
 }
 
-template <HeadKind kKind>
+template <LogProbKind kKind>
 void backward(const HeadsBackward& b, std::int64_t begin, std::int64_t end, float* scratch) {
     const Heads& h = b.heads;
     float* const params = scratch;
@@ -443,23 +443,23 @@ void backward(const HeadsBackward& b, std::int64_t begin, std::int64_t end, floa
 
 bool mixtures_forward(const HeadsForward& f, std::int64_t begin, std::int64_t end, float* scratch) {
     switch (f.heads.kind) {
-        case HeadKind::kGaussian:
-            return forward<HeadKind::kGaussian>(f, begin, end, scratch);
-        case HeadKind::kLaplace:
-            return forward<HeadKind::kLaplace>(f, begin, end, scratch);
+        case LogProbKind::kGaussian:
+            return forward<LogProbKind::kGaussian>(f, begin, end, scratch);
+        case LogProbKind::kLaplace:
+            return forward<LogProbKind::kLaplace>(f, begin, end, scratch);
         default:
-            return forward<HeadKind::kLogistic>(f, begin, end, scratch);
+            return forward<LogProbKind::kLogistic>(f, begin, end, scratch);
     }
 }
 
 void mixtures_backward(const HeadsBackward& b, std::int64_t begin, std::int64_t end, float* scratch) {
     switch (b.heads.kind) {
-        case HeadKind::kGaussian:
-            return backward<HeadKind::kGaussian>(b, begin, end, scratch);
-        case HeadKind::kLaplace:
-            return backward<HeadKind::kLaplace>(b, begin, end, scratch);
+        case LogProbKind::kGaussian:
+            return backward<LogProbKind::kGaussian>(b, begin, end, scratch);
+        case LogProbKind::kLaplace:
+            return backward<LogProbKind::kLaplace>(b, begin, end, scratch);
         default:
-            return backward<HeadKind::kLogistic>(b, begin, end, scratch);
+            return backward<LogProbKind::kLogistic>(b, begin, end, scratch);
     }
 }
 
