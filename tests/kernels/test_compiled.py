@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import SITE
 
 import fastar
 
@@ -95,6 +96,7 @@ def test_a_kernel_file_without_cases_is_found(tmp_path: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)],
+        cwd=SITE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *(path for path in sys.path if path)])},
         capture_output=True,
         text=True,

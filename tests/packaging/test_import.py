@@ -7,9 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fastar
+from processes import SITE
 
-SITE = Path(fastar.__file__).resolve().parent.parent
 # Every public package; the loop keeps those honest that are added later.
 EVERYTHING = "import fastar\nfor name in fastar._SUBPACKAGES:\n    getattr(fastar, name)\n"
 LIMIT_SECONDS = 0.3
