@@ -91,6 +91,9 @@ class TapConv2d(nn.Module):
         # On the meta device the plan stays where it is: there it would lose what it says.
         return plan if self.weight.is_meta else plan.to(self.weight.device)
 
+    def extra_repr(self) -> str:
+        return self._describe(taps=list(self.plan.taps))
+
     def _describe(self, **options: object) -> str:
         parts = [str(self.in_channels), str(self.out_channels), f"kernel_size={self.kernel_size}"]
         parts += [f"{name}={value!r}" for name, value in options.items() if value is not None]
