@@ -11,13 +11,18 @@ from fastar import _identity
 _identity.require()
 
 from fastar.models import checkpoint  # noqa: E402
+from fastar.models.categorical_sbn import CategoricalSBN  # noqa: E402
 from fastar.models.fvsbn import FVSBN  # noqa: E402
+from fastar.models.made import MADE  # noqa: E402
 from fastar.models.model import Model  # noqa: E402
-from fastar.models.nade import NADE  # noqa: E402
+from fastar.models.nade import NADE, RNADE  # noqa: E402
 
 __all__ = [
     "FVSBN",
+    "MADE",
     "NADE",
+    "RNADE",
+    "CategoricalSBN",
     "Model",
     "by_name",
     "load",

@@ -69,6 +69,10 @@ class Model(nn.Module, abc.ABC):
         params = self(x) if cond is None else self(x, cond)
         return self.distribution.log_prob(params, x, self.params_dim).flatten(1).sum(1)
 
+    def loss(self, x: Tensor, cond: Any = None) -> Tensor:
+        """What training minimises: mean nats, or a bound on them or an estimate where that is cheaper."""
+        return -self.log_prob(x, cond).mean()
+
     def nll_bits_per_dim(
         self,
         x: Tensor,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastar import _checks
-from fastar.distributions import Bernoulli, Categorical, Distribution
+from fastar.distributions import Bernoulli, Categorical, Distribution, GaussianMixture, LaplaceMixture
 from fastar.models import _order
 from fastar.models.model import Model
 from fastar.nn import MaskedLinear, NADELayer
@@ -172,3 +172,67 @@ class NADE(_Shared):
             self.check(x, cond)
             return self.layer.log_prob(x.to(self.dtype))
         return super().log_prob(x, cond)
+
+
+class RNADE(_Shared):
+    """Real numbers: a mixture of Gaussians or Laplaces per dimension.
+
+    Args:
+        dim: D, the number of dimensions.
+        hidden: H, hidden units.
+        components: K of each mixture.
+        kind: "gaussian" or "laplace".
+        uniform_weights: the components of a mixture are equally likely: their logits are zero and not learned.
+        activation: sigmoid, relu or tanh. The paper scales a_i by a learned positive number before a relu; V_i can
+            hold that number as well.
+        tied: one hidden layer whose weights all dimensions share; False: one of its own for each.
+        order: permutation of 0..D-1, order[t] being the dimension that comes t-th; None for 0, 1, 2...
+
+    x [B, D]; ``model(x)`` [B, D, 3 K]: logits, means, log-scales.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        components: int,
+        kind: str = "gaussian",
+        uniform_weights: bool = False,
+        *,
+        activation: str = "relu",
+        tied: bool = True,
+        order: _order.Order = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            dim=dim,
+            hidden=hidden,
+            components=components,
+            kind=kind,
+            uniform_weights=uniform_weights,
+            activation=activation,
+            tied=tied,
+            order=_order.listed(order),
+        )
+        if kind not in ("gaussian", "laplace"):
+            raise ValueError(f"kind: expected gaussian or laplace, got {kind!r}")
+        self.uniform_weights = bool(uniform_weights)
+        self.distribution: Distribution = (GaussianMixture if kind == "gaussian" else LaplaceMixture)(components)
+        learned = (2 if uniform_weights else 3) * components
+        self._connect(dim, hidden, learned, activation, tied, order, device, dtype)
+        # Components that start alike would stay alike.
+        nn.init.normal_(self.layer.bias[:, -2 * components : -components])
+
+    def forward(self, x: Tensor, cond: None = None) -> Tensor:
+        return self._with_logits(super().forward(x, cond), -1)
+
+    def _with_logits(self, learned: Tensor, dim: int) -> Tensor:
+        if not self.uniform_weights:
+            return learned
+        means, log_scales = learned.chunk(2, dim)
+        return torch.cat([torch.zeros_like(means), means, log_scales], dim)
+
+    def _readout(self) -> tuple[Tensor, Tensor]:
+        V, bias = super()._readout()
+        return self._with_logits(V, 1), self._with_logits(bias, 1)
