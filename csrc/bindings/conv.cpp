@@ -12,6 +12,7 @@
 
 #include "bindings/address.h"
 #include "bindings/conv.h"
+#include "bindings/element.h"
 
 namespace py = pybind11;
 
@@ -31,13 +32,6 @@ void pack_taps(std::uintptr_t weight, std::array<std::int64_t, 3> strides, std::
                     .mask = at<const std::uint8_t>(mask),
                     .masked = masked},
                    transposed, at<float>(packed), threads);
-}
-
-cpu::Element element_of(const std::string& dtype) {
-    if (dtype == "float32") return cpu::Element::float32;
-    if (dtype == "bfloat16") return cpu::Element::bfloat16;
-    if (dtype == "float16") return cpu::Element::float16;
-    throw std::invalid_argument("dtype: expected float32, bfloat16 or float16, got " + dtype);
 }
 
 cpu::PadArguments source_of(const std::string& dtype, std::uintptr_t source, const std::array<std::int64_t, 4>& strides,

@@ -11,6 +11,7 @@
 #include "bindings/address.h"
 #include "bindings/conv.h"
 #include "bindings/cuda_library.h"
+#include "bindings/delayed.h"
 #include "bindings/executor.h"
 #include "bindings/heads.h"
 #include "bindings/nade.h"
@@ -99,6 +100,7 @@ PYBIND11_MODULE(_core, module) {
                py::arg("source_stride"), py::arg("mask"), py::arg("mask_stride"), py::arg("out"), py::arg("out_stride"),
                py::arg("rows"), py::arg("columns"), py::arg("threads"));
     fastar::bind_conv(module);
+    fastar::bind_delayed(module);
     fastar::bind_cuda_library(module);
     fastar::bind_executor(module);
     fastar::bind_heads(module);
