@@ -127,7 +127,7 @@ class Canvas(Lowering):
         self._parts: dict[tuple[Node, int, int], Node] = {}
 
     def value(self, x: object) -> Planes:
-        """The argument, if it is a float tensor of the image's size; padded on one side and cut on the other, it moves."""
+        """The argument, if it is a float tensor of the image's size; pads that were cut on the other side move it."""
         if not isinstance(x, Planes):
             raise self.refuse(f"expected a float tensor, got {type(x).__name__}")
         left, right, top, bottom = x.pad
