@@ -4,6 +4,7 @@ from fastar import _identity
 
 _identity.require()
 
+from fastar.ops.attention import attention  # noqa: E402
 from fastar.ops.heads import (  # noqa: E402
     bernoulli_log_prob,
     categorical_log_prob,
@@ -16,6 +17,7 @@ from fastar.ops.masked_linear import masked_linear  # noqa: E402
 from fastar.ops.nade import nade, nade_log_prob  # noqa: E402
 
 __all__ = [
+    "attention",
     "bernoulli_log_prob",
     "categorical_log_prob",
     "gaussian_mixture_log_prob",
