@@ -81,7 +81,7 @@ def image(
     Colours are drawn one after the other: position (h * W + w) * C + c. Output c * P + k (k * C + c if not
     `colour_major`) is parameter k of colour c, and may depend only on pixels before its own in raster order and on
     earlier colours of its own. A head of C channels draws a pixel's colours at once: position h * W + w, P outputs.
-    Values enter as ``scale * x + shift``. `inputs` are further arguments of the module by name, in its order: (width,)
+    Values enter as ``scale * x + shift``. `inputs` are further arguments of the module by name: (width,)
     for a vector [B, width], (H, W, channels) for a map, which a run brings with its channels last.
     """
     C, H, W = shape
@@ -91,8 +91,7 @@ def image(
     canvas = Canvas((H, W))
     pixels = Pixels("x", C)
     given = {one: _given(one, each, (H, W)) for one, each in (inputs or {}).items()}
-    arguments = (Planes((At(pixels),)), *given.values())
-    y = canvas.value(lower_module(module, arguments if given else arguments[0], canvas))
+    y = canvas.value(lower_module(module, Planes((At(pixels),)), canvas, given))
     canvas.path = ""
     if y.width != draws * head.params:
         raise canvas.refuse(f"it gives {y.width} channels, and the head {head} reads {draws} x {head.params}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastar.nn import MaskedConv2d, ShiftedConv2d, VerticalStackConv2d
+from fastar.nn import GatedPixelCNNBlock, MaskedConv2d, ShiftedConv2d, VerticalStackConv2d
 from fastar.nn._tap_conv2d import TapConv2d
 from fastar.ops.masked_conv2d import geometry_of
 from fastar.ops.tap_plan import Geometry, full, looks
@@ -43,7 +43,7 @@ def _convolution(
     return canvas.product(unpadded, flat, [(one.dy, one.dx) for one in found], bias, mask, activation)
 
 
-@register(MaskedConv2d, VerticalStackConv2d, ShiftedConv2d, over=IMAGE)
+@register(TapConv2d, MaskedConv2d, VerticalStackConv2d, ShiftedConv2d, over=IMAGE)
 def tap_conv2d(layer: TapConv2d, x: object, canvas: Canvas) -> Planes:
     """A convolution over the taps that its mask leaves."""
     mask = layer.plan.dense(layer.weight.shape, layer.weight.device)
@@ -59,6 +59,29 @@ def conv2d(layer: nn.Conv2d, x: object, canvas: Canvas) -> Planes:
     padding = (0, 0) if layer.padding == "valid" else layer.padding
     geometry = geometry_of(kernel, layer.stride, padding)
     return _convolution(x, layer.weight, layer.bias, full(kernel).taps, None, geometry, "none", canvas)
+
+
+@register(GatedPixelCNNBlock, over=IMAGE)
+def gated_pixelcnn_block(layer: GatedPixelCNNBlock, x: object, canvas: Canvas) -> tuple[Planes, Planes]:
+    """The vertical stack once per row, the horizontal one with the pixel."""
+    vertical, horizontal, cond, cond_map = (*x, None, None)[:4] if isinstance(x, tuple) else (x, None, None, None)
+    if horizontal is None:
+        raise canvas.refuse("takes both stacks")
+    z = canvas.child("vertical", layer.vertical, vertical)
+    above = canvas.shift(z, 1, 0) if layer.shift else z
+    bridge = canvas.child("vertical_to_horizontal", layer.vertical_to_horizontal, above)
+    across = canvas.elementwise("add", canvas.child("horizontal", layer.horizontal, horizontal), bridge)
+
+    def gate(z: Planes, stack: str) -> Planes:
+        for name, given in (("cond", cond), ("cond_map", cond_map)):
+            if given is not None:
+                z = canvas.elementwise("add", z, canvas.child(f"{name}.{stack}", getattr(layer, name)[stack], given))
+        return canvas.gate("tanh", *canvas.chunk(z, 2, 1))
+
+    h = canvas.child("horizontal_out", layer.horizontal_out, gate(across, "horizontal"))
+    if layer.residual:
+        h = canvas.elementwise("add", h, canvas.value(horizontal))
+    return gate(z, "vertical"), h
 
 
 @register(nn.Linear, over=IMAGE)

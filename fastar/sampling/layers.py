@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from fastar.nn import MaskedLinear
+from fastar.nn import CausalConv1d, MaskedLinear
 from fastar.sampling.index import Ref
-from fastar.sampling.instructions import Cell, Elementwise, Gather, Linear, Norm
+from fastar.sampling.instructions import Cell, Elementwise, Gather, Linear, Norm, TappedLinear
 from fastar.sampling.lower import POSITIONS, Constant, Signal, Step, Symbols
-from fastar.sampling.trace import IMAGE, SEQUENCE, Lowering, lower_module, register
+from fastar.sampling.trace import IMAGE, SEQUENCE, Lowering, register
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -57,6 +57,36 @@ def conv1d(layer: nn.Conv1d, x: object, step: Step) -> Signal:
     weight = step.weight("weight", layer.weight.detach()[:, :, 0].contiguous())
     step.builder.add(Linear(out, source.ref, weight, step.optional("bias", layer.bias)))
     return replace(source, ref=out)
+
+
+@register(CausalConv1d)
+def causal_conv1d(layer: CausalConv1d, x: object, step: Step) -> Signal:
+    """Taps on a ring of the last inputs; groups one by one."""
+    source = step.signal(x, last=False)
+    if source.ref.width != layer.in_channels:
+        raise step.refuse(f"takes {layer.in_channels} channels, gets {source.ref.width}")
+    source = replace(source, ref=step.ring(source.ref, layer.reach))
+    out = step.scratch(layer.out_channels)
+    taps = [(-k * layer.dilation,) for k in reversed(range(layer.kernel_size))]
+    fused = "none" if layer.activation == "concat_elu" else layer.activation
+    into, width = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+    for g in range(layer.groups):
+        rows = slice(g * width, (g + 1) * width)
+        part = "" if layer.groups == 1 else f".{g}"
+        weight = step.weight(f"weight{part}", layer.weight.detach()[rows].transpose(1, 2).contiguous())
+        bias = step.optional(f"bias{part}", None if layer.bias is None else layer.bias.detach()[rows])
+        step.builder.add(
+            TappedLinear(
+                out.channels(g * width, width),
+                source.ref.channels(g * into, into),
+                tuple(taps),
+                weight,
+                bias,
+                activation=fused,
+            )
+        )
+    y = replace(source, ref=out)
+    return step.elementwise("concat_elu", y) if layer.activation == "concat_elu" else y
 
 
 @register(nn.Embedding)
@@ -178,9 +208,6 @@ def identity(layer: nn.Module, x: object, lowering: Lowering) -> object:
 @register(nn.Sequential, over=(SEQUENCE, IMAGE))
 def sequential(layer: nn.Sequential, x: object, lowering: Lowering) -> object:
     """One after the other."""
-    path = lowering.path
     for name, child in layer.named_children():
-        lowering.path = f"{path}.{name}" if path else name
-        x = lower_module(child, x, lowering)
-    lowering.path = path
+        x = lowering.child(name, child, x)
     return x

@@ -78,6 +78,12 @@ class Step(Lowering):
         """Channels for the current layer's output."""
         return self.builder.scratch(self.path or "x", width).at()
 
+    def ring(self, source: Ref, reach: int) -> Ref:
+        """The channels where they stay for `reach` positions more, to be looked back at."""
+        ring = self.builder.state(self.name("past"), reach + 1, source.width, ring=True).at(self.position)
+        self.builder.add(Elementwise(ring, "none", source))
+        return ring
+
     def signal(self, x: object, last: bool | None = None) -> Signal:
         """The input as channels; refused where it is symbols, or lies the other way round."""
         if isinstance(x, Constant):

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastar.reference.activation import GATE
 from fastar.sampling.trace import IMAGE, Lowering
 
 Tap = tuple[int, int]
@@ -166,10 +167,12 @@ class Canvas(Lowering):
             moved = tuple((dy + one.dy, dx + one.dx) for dy, dx in taps)
             terms.append(Term(one.node, moved, weight[:, :, part], seen[:, :, part]))
             start += one.node.width
-        fused = "none" if activation == "concat_elu" else activation
+        fused = "none" if activation in ("concat_elu", GATE) else activation
         bias = None if bias is None else bias.detach()
         node = Product(self.path, weight.shape[0], terms, bias, fused)
         y = Planes((At(node),), vector=value.vector)
+        if activation == GATE:
+            return self.gate("tanh", *self.chunk(y, 2, 1))
         return self.elementwise("concat_elu", y) if activation == "concat_elu" else y
 
     def elementwise(

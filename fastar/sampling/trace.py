@@ -8,7 +8,7 @@ lower as well. What cannot be is refused with the module's path and the reason.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -63,6 +63,13 @@ class Lowering:
         """A name for a weight or buffer of the current layer: its path and the part."""
         return f"{self.path}.{part}" if self.path else part
 
+    def child(self, name: str, layer: nn.Module, x: Any) -> Any:
+        """The output of a layer within the current one."""
+        path, self.path = self.path, self.name(name)
+        y = lower_module(layer, x, self)
+        self.path = path
+        return y
+
     def value(self, x: object) -> Any:
         """The argument, if it is a float tensor of the traced forward."""
         raise NotImplementedError
@@ -100,8 +107,8 @@ class _Tracer(fx.Tracer):
         )
 
 
-def lower_module(module: nn.Module, x: Any, lowering: Lowering) -> Any:
-    """The module's output; `x` is its input, or a tuple of its inputs."""
+def lower_module(module: nn.Module, x: Any, lowering: Lowering, named: Mapping[str, Any] | None = None) -> Any:
+    """The module's output; `x` is its input, or a tuple of its inputs, `named` are further ones by name."""
     # The registrations of the layers that fastar itself knows.
     import fastar.sampling.image_layers
     import fastar.sampling.layers  # noqa: F401
@@ -120,15 +127,20 @@ def lower_module(module: nn.Module, x: Any, lowering: Lowering) -> Any:
     modules = dict(module.named_modules())
     prefix = lowering.path
     results: dict[fx.Node, Any] = {}
-    inputs = list(x) if isinstance(x, tuple) else [x]
+    inputs, further = list(x) if isinstance(x, tuple) else [x], dict(named or {})
     for node in graph.nodes:
         args = fx.map_arg(node.args, lambda n: results[n])
         kwargs = fx.map_arg(node.kwargs, lambda n: results[n])
         lowering.path = prefix
         if node.op == "placeholder":
-            if not inputs and not node.args:
+            if inputs:
+                results[node] = inputs.pop(0)
+            elif node.target in further:
+                results[node] = further.pop(node.target)
+            elif node.args:
+                results[node] = node.args[0]
+            else:
                 raise lowering.refuse(f"its forward takes one more input, {node.target!r}")
-            results[node] = inputs.pop(0) if inputs else node.args[0]
         elif node.op == "call_module":
             layer = modules[node.target]
             lowering.path = f"{prefix}.{node.target}" if prefix else node.target
@@ -141,6 +153,8 @@ def lower_module(module: nn.Module, x: Any, lowering: Lowering) -> Any:
             results[node] = layers[type(layer)](layer, args[0] if len(args) == 1 else args, lowering)
         elif node.op == "output":
             lowering.path = prefix
+            if inputs or further:
+                raise lowering.refuse(f"its forward takes no {', '.join(further) or 'further input'}")
             return args[0]
         elif node.op == "get_attr":
             results[node] = lowering.parameter(_attribute(module, node.target), node.target)

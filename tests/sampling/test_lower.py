@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastar.nn import MaskedLinear
+from fastar.nn import CausalConv1d, MaskedLinear
 from fastar.sampling import Head, LoweringError, dimensions, register, sequence, trace
 from fastar.sampling.cost import cost
 from fastar.sampling.instructions import SpanLinear
@@ -118,6 +118,29 @@ def test_a_users_layer_registers_its_own_lowering() -> None:
         _agrees(module, sequence(module, Head("categorical", 3), first=3), first=3)
     finally:
         del trace._LAYERS["sequence"][Doubled]
+
+
+class Dilated(nn.Module):
+    """Causal convolutions of every kind, with a residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 6)
+        self.first = CausalConv1d(6, 6, 3, dilation=2, activation="concat_elu")
+        self.grouped = CausalConv1d(12, 6, 2, groups=3, bias=False, activation="tanh")
+        self.depthwise = CausalConv1d(6, 6, 4, groups=6)
+        self.last = CausalConv1d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x).transpose(1, 2)
+        y = y + self.grouped(self.first(y))
+        return self.last(y + self.depthwise(y)).transpose(1, 2)
+
+
+def test_causal_convolutions() -> None:
+    torch.manual_seed(11)
+    module = Dilated()
+    _agrees(module, sequence(module, Head("categorical", 4), first=4), first=4, length=9)
 
 
 class Recurrent(nn.Module):

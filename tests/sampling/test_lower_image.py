@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastar import native
-from fastar.nn import MaskedConv2d, ShiftedConv2d, VerticalStackConv2d
+from fastar.nn import GatedPixelCNNBlock, MaskedConv2d, ShiftedConv2d, VerticalStackConv2d
 from fastar.sampling import Head, LoweringError, Program, Sampler, SampleResult, image, register, trace
 from fastar.sampling.cost import cost
 from fastar.sampling.instructions import Loop, TappedLinear
@@ -127,11 +127,11 @@ class GatedPixelCNN(nn.Module):
         self.around = nn.Conv2d(around, width, 3, padding=1) if around else None
         self.head = nn.Conv2d(width, LEVELS, 1)
 
-    def forward(self, x: Tensor, c: Tensor | None = None, around: Tensor | None = None) -> Tensor:
-        v, h = self.first(x, x, c)
+    def forward(self, x: Tensor, label: Tensor | None = None, around: Tensor | None = None) -> Tensor:
+        v, h = self.first(x, x, label)
         if self.around is not None:
             h = h + F.elu(self.around(around))
-        v, h = self.second(v, h, c)
+        v, h = self.second(v, h, label)
         return self.head(F.relu(h))
 
 
@@ -153,6 +153,37 @@ def test_conditions_are_a_vector_or_a_map() -> None:
     # What depends on the vector alone is computed before the first pixel.
     first = next(place for place, one in enumerate(program.code) if isinstance(one, Loop))
     assert {one.op for one in program.code[:first]} == {"linear"}
+
+
+class Blocks(nn.Module):
+    """fastar's own gated layers, on a vector and a map."""
+
+    def __init__(self, C: int, width: int, **options: object) -> None:
+        super().__init__()
+        given = {"cond_channels": 3, "cond_map_channels": 2, "colours": C, **options}
+        self.first = GatedPixelCNNBlock(C, width, 3, "A", **given)  # type: ignore[arg-type]
+        self.second = GatedPixelCNNBlock(width, width, (5, 3), "B", **given)  # type: ignore[arg-type]
+        self.gate = MaskedConv2d(width, 2 * width, 1, "B", colours=C, activation="tanh_gate")
+        self.head = MaskedConv2d(width, C * LEVELS, 1, "B", colours=C)
+
+    def forward(self, x: Tensor, label: Tensor, around: Tensor) -> Tensor:
+        v, h = self.first(x, x, label, around)
+        v, h = self.second(v, h, label, around)
+        return self.head(self.gate(h))
+
+
+@pytest.mark.parametrize(
+    ("C", "options"),
+    [(1, {}), (3, {}), (3, {"vertical": "cropped"}), (1, {"vertical": "factored"}), (1, {"shift": False})],
+)
+def test_gated_blocks(C: int, options: dict[str, object]) -> None:
+    torch.manual_seed(7)
+    module = Blocks(C, 6, **options)
+    inputs = {"label": (3,), "around": (4, 5, 2)}
+    head = Head("categorical", LEVELS)
+    program = image(module, head, (C, 4, 5), colour_major=False, scale=SCALE, shift=SHIFT, inputs=inputs)
+    _agrees(module, program, False, label=torch.randn(3, 3), around=torch.randn(3, 4, 5, 2))
+    assert sum(one.op == "gate" for one in program.code) >= 3
 
 
 class Streams(nn.Module):
