@@ -18,6 +18,7 @@ from fastar.models.made import MADE  # noqa: E402
 from fastar.models.model import Model  # noqa: E402
 from fastar.models.nade import NADE, RNADE  # noqa: E402
 from fastar.models.pixelcnn import PixelCNN  # noqa: E402
+from fastar.models.transformer import Transformer  # noqa: E402
 
 __all__ = [
     "FVSBN",
@@ -28,6 +29,7 @@ __all__ = [
     "CharRNN",
     "Model",
     "PixelCNN",
+    "Transformer",
     "by_name",
     "load",
 ]
