@@ -27,7 +27,9 @@ const KernelTable table{
     .delayed_extent = delayed_extent,
     .pack_delayed = pack_delayed,
     .delayed_sum = delayed_sum,
+    .products_extent = products_extent,
     .delayed_products = delayed_products,
+    .sum_products = sum_products,
     .depthwise_sum = depthwise_sum,
     .depthwise_gradients = depthwise_gradients,
     .executor =
