@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/address.h"
 #include "bindings/conv.h"
 #include "bindings/element.h"
 
@@ -17,11 +18,6 @@ namespace py = pybind11;
 
 namespace fastar {
 namespace {
-
-template <typename T>
-T* at(std::uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 void pack_taps(std::uintptr_t weight, std::array<std::int64_t, 3> strides, std::array<std::int64_t, 2> sizes,
                const std::vector<std::int64_t>& taps, std::uintptr_t mask, std::int64_t masked, bool transposed,
@@ -73,7 +69,7 @@ void tap_sum(std::uintptr_t source, std::array<std::int64_t, 3> source_strides, 
              std::uintptr_t bias, const std::string& dtype, std::uintptr_t out, std::array<std::int64_t, 4> out_strides,
              std::array<std::int64_t, 4> sizes, const std::vector<std::pair<std::int64_t, std::int64_t>>& runs,
              int threads) {
-    std::vector<cpu::Run> list;
+    std::vector<cpu::TapRun> list;
     for (const auto& [offset, length] : runs) list.push_back({offset, length});
     cpu::tap_sum({.source = at<const float>(source),
                   .source_image = source_strides[0],

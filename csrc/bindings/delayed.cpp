@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/address.h"
 #include "bindings/delayed.h"
 #include "bindings/element.h"
 
@@ -18,11 +19,6 @@ namespace fastar {
 namespace {
 
 using Address = std::uintptr_t;
-
-template <typename T>
-T* at(Address address) {
-    return reinterpret_cast<T*>(address);
-}
 
 cpu::Gate gate_of(const std::string& name) {
     if (name == "none") return cpu::Gate::kNone;
