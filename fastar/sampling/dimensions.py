@@ -57,17 +57,22 @@ def dimensions(
     feature_major: bool = True,
     scale: float = 1.0,
     shift: float = 0.0,
+    cond_dim: int = 0,
 ) -> Program:
     """The program of a masked network from [B, dim] to [B, dim * P], P = head.params.
 
     Output d * P + k (k * dim + d if not `feature_major`) is parameter k of dimension d, and may depend only on the
-    dimensions before d in `order`; order[t] is drawn t-th. Inputs enter as ``scale * x + shift``.
+    dimensions before d in `order`; order[t] is drawn t-th. Inputs enter as ``scale * x + shift``. With `cond_dim` the
+    network is one from [B, dim + cond_dim], and the program takes the last columns as its input ``cond``.
     """
     order = torch.arange(dim) if order is None else order.detach().cpu().long()
     if order.shape != (dim,) or not torch.equal(order.sort().values, torch.arange(dim)):
         raise ValueError(f"order: expected a permutation of 0..{dim - 1}, got {order.tolist()}")
     place, P = order.argsort(), head.params
-    nodes = _trace(module, _Units("x", [], _Group(place + 1, order)))
+    # Conditions are known before the first pass, so they are stored first.
+    passes = torch.cat([place + 1, torch.zeros(cond_dim, dtype=torch.long)])
+    columns = torch.cat([torch.arange(dim, dim + cond_dim), order])
+    nodes = _trace(module, _Units("x", [], _Group(passes, columns)))
     x, out = nodes[0], nodes[-1]
     if out.width != dim * P or out is x:
         raise LoweringError(f"{out.path}: gives {out.width} numbers, and the head {head} reads {dim} x {P}")
@@ -78,14 +83,16 @@ def dimensions(
 
     levels = 2 if head.kind == "bernoulli" else head.levels
     b = Builder(name, Value("float", 1) if levels is None else Value("int", 1, levels), dim)
-    known = b.state("x", dim).at()
+    known = b.state("x", cond_dim + dim).at()
     x.ref = known
+    if cond_dim:
+        b.add(Elementwise(known.channels(0, cond_dim), "none", b.input("cond", cond_dim).at()))
     with b.loop("t", dim) as t:
         for one in nodes[1:]:
             one.ref = b.state(f"units.{one.path}", one.width).at()
             _emit(b, one, t, dim)
         assert out.ref is not None
-        b.add(Draw(head, t, out.ref.channels(t * P, P)), Store(known.channels(t, 1), t, scale, shift))
+        b.add(Draw(head, t, out.ref.channels(t * P, P)), Store(known.channels(t + cond_dim, 1), t, scale, shift))
     natural = torch.equal(order, torch.arange(dim))
     return b.build(shape=(dim,), layout=None if natural else b.table("order", order.tolist()))
 
