@@ -12,10 +12,12 @@ _identity.require()
 
 from fastar.models import checkpoint  # noqa: E402
 from fastar.models.categorical_sbn import CategoricalSBN  # noqa: E402
+from fastar.models.char_rnn import CharRNN  # noqa: E402
 from fastar.models.fvsbn import FVSBN  # noqa: E402
 from fastar.models.made import MADE  # noqa: E402
 from fastar.models.model import Model  # noqa: E402
 from fastar.models.nade import NADE, RNADE  # noqa: E402
+from fastar.models.pixelcnn import PixelCNN  # noqa: E402
 
 __all__ = [
     "FVSBN",
@@ -23,7 +25,9 @@ __all__ = [
     "NADE",
     "RNADE",
     "CategoricalSBN",
+    "CharRNN",
     "Model",
+    "PixelCNN",
     "by_name",
     "load",
 ]

@@ -18,6 +18,7 @@ from fastar import _checks
 from fastar.distributions import Distribution
 from fastar.models import checkpoint
 from fastar.nn import MaskedLinear
+from fastar.nn._tap_conv2d import TapConv2d
 from fastar.sampling import Program, Sampler, SampleResult
 from fastar.sampling.sampler import Progress
 
@@ -150,7 +151,8 @@ class Model(nn.Module, abc.ABC):
 
     def num_parameters(self) -> int:
         """How many numbers are learned; what a mask removes does not count."""
-        removed = sum(int((~layer.dense_mask()).sum()) for layer in self.modules() if isinstance(layer, MaskedLinear))
+        masked = (layer for layer in self.modules() if isinstance(layer, MaskedLinear | TapConv2d))
+        removed = sum(int((~layer.dense_mask()).sum()) for layer in masked)
         return sum(p.numel() for p in self.parameters()) - removed
 
     def to_config(self) -> dict[str, Any]:
