@@ -14,11 +14,13 @@ from fastar.models import checkpoint  # noqa: E402
 from fastar.models.categorical_sbn import CategoricalSBN  # noqa: E402
 from fastar.models.char_rnn import CharRNN  # noqa: E402
 from fastar.models.fvsbn import FVSBN  # noqa: E402
+from fastar.models.gated_pixelcnn import GatedPixelCNN  # noqa: E402
 from fastar.models.made import MADE  # noqa: E402
 from fastar.models.model import Model  # noqa: E402
 from fastar.models.nade import NADE, RNADE  # noqa: E402
 from fastar.models.pixelcnn import PixelCNN  # noqa: E402
 from fastar.models.transformer import Transformer  # noqa: E402
+from fastar.models.wavenet import WaveNet  # noqa: E402
 
 __all__ = [
     "FVSBN",
@@ -27,9 +29,11 @@ __all__ = [
     "RNADE",
     "CategoricalSBN",
     "CharRNN",
+    "GatedPixelCNN",
     "Model",
     "PixelCNN",
     "Transformer",
+    "WaveNet",
     "by_name",
     "load",
 ]
