@@ -12,6 +12,7 @@ _identity.require()
 
 from fastar.models import checkpoint  # noqa: E402
 from fastar.models.categorical_sbn import CategoricalSBN  # noqa: E402
+from fastar.models.flows import IAF, MAF  # noqa: E402
 from fastar.models.fvsbn import FVSBN  # noqa: E402
 from fastar.models.made import MADE  # noqa: E402
 from fastar.models.model import Model  # noqa: E402
@@ -19,7 +20,9 @@ from fastar.models.nade import NADE, RNADE  # noqa: E402
 
 __all__ = [
     "FVSBN",
+    "IAF",
     "MADE",
+    "MAF",
     "NADE",
     "RNADE",
     "CategoricalSBN",

@@ -150,7 +150,9 @@ class Model(nn.Module, abc.ABC):
 
     def num_parameters(self) -> int:
         """How many numbers are learned; what a mask removes does not count."""
-        removed = sum(int((~layer.dense_mask()).sum()) for layer in self.modules() if isinstance(layer, MaskedLinear))
+        plans = [(m.weight.numel(), m.plan) for m in self.modules() if isinstance(m, MaskedLinear)]
+        seen = [(size, plan.mask if plan.reach is None else plan.reach) for size, plan in plans]
+        removed = sum(size - int(counted.sum()) for size, counted in seen if counted is not None)
         return sum(p.numel() for p in self.parameters()) - removed
 
     def to_config(self) -> dict[str, Any]:
