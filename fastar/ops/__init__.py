@@ -4,6 +4,7 @@ from fastar import _identity
 
 _identity.require()
 
+from fastar.ops.causal_conv1d import causal_conv1d  # noqa: E402
 from fastar.ops.heads import (  # noqa: E402
     bernoulli_log_prob,
     categorical_log_prob,
@@ -18,6 +19,7 @@ from fastar.ops.nade import nade, nade_log_prob  # noqa: E402
 __all__ = [
     "bernoulli_log_prob",
     "categorical_log_prob",
+    "causal_conv1d",
     "gaussian_mixture_log_prob",
     "laplace_mixture_log_prob",
     "logistic_mixture_log_prob",
