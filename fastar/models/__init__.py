@@ -13,6 +13,7 @@ _identity.require()
 from fastar.models import checkpoint  # noqa: E402
 from fastar.models.categorical_sbn import CategoricalSBN  # noqa: E402
 from fastar.models.char_rnn import CharRNN  # noqa: E402
+from fastar.models.flows import IAF, MAF  # noqa: E402
 from fastar.models.fvsbn import FVSBN  # noqa: E402
 from fastar.models.made import MADE  # noqa: E402
 from fastar.models.model import Model  # noqa: E402
@@ -21,7 +22,9 @@ from fastar.models.pixelcnn import PixelCNN  # noqa: E402
 
 __all__ = [
     "FVSBN",
+    "IAF",
     "MADE",
+    "MAF",
     "NADE",
     "RNADE",
     "CategoricalSBN",
