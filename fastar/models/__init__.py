@@ -19,6 +19,7 @@ from fastar.models.made import MADE  # noqa: E402
 from fastar.models.model import Model  # noqa: E402
 from fastar.models.nade import NADE, RNADE  # noqa: E402
 from fastar.models.pixelcnn import PixelCNN  # noqa: E402
+from fastar.models.transformer import Transformer  # noqa: E402
 
 __all__ = [
     "FVSBN",
@@ -31,6 +32,7 @@ __all__ = [
     "CharRNN",
     "Model",
     "PixelCNN",
+    "Transformer",
     "by_name",
     "load",
 ]
