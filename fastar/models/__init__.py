@@ -12,6 +12,9 @@ _identity.require()
 
 from fastar.models import checkpoint  # noqa: E402
 from fastar.models.categorical_sbn import CategoricalSBN  # noqa: E402
+from fastar.models.conv_nade import ConvNADE  # noqa: E402
+from fastar.models.deep_nade import DeepNADE  # noqa: E402
+from fastar.models.doc_nade import DocNADE  # noqa: E402
 from fastar.models.flows import IAF, MAF  # noqa: E402
 from fastar.models.fvsbn import FVSBN  # noqa: E402
 from fastar.models.made import MADE  # noqa: E402
@@ -26,6 +29,9 @@ __all__ = [
     "NADE",
     "RNADE",
     "CategoricalSBN",
+    "ConvNADE",
+    "DeepNADE",
+    "DocNADE",
     "Model",
     "by_name",
     "load",
