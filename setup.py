@@ -131,6 +131,7 @@ setup(
         "fastar.kernels",
         "fastar.bench",
         "fastar.bench.cases",
+        "fastar.bench.cases.sampling",
         *csrc_folders,
     ],
     package_dir={

@@ -117,7 +117,9 @@ def assert_samples_follow(model: Model, shape: Sequence[int], n: int = 4000, see
     assert isinstance(values, Tensor)
     assert values.shape == (n, *shape)
     assert_frequencies(index_of(values, levels), log_p.exp())
-    assert_sampler_agrees(model, seed=seed, **({} if cond is None else {"cond": cond.expand(64, *cond.shape[1:])}))
+    if cond is not None:
+        options["cond"] = cond.expand(64, *cond.shape[1:])
+    assert_sampler_agrees(model, seed=seed, **options)
 
 
 def assert_sampler_agrees(model: Model, n: int = 64, tolerance: float = 2e-5, **options: Any) -> SampleResult:

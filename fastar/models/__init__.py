@@ -12,6 +12,7 @@ _identity.require()
 
 from fastar.models import checkpoint  # noqa: E402
 from fastar.models.categorical_sbn import CategoricalSBN  # noqa: E402
+from fastar.models.char_rnn import CharRNN  # noqa: E402
 from fastar.models.conv_nade import ConvNADE  # noqa: E402
 from fastar.models.deep_nade import DeepNADE  # noqa: E402
 from fastar.models.doc_nade import DocNADE  # noqa: E402
@@ -20,6 +21,7 @@ from fastar.models.fvsbn import FVSBN  # noqa: E402
 from fastar.models.made import MADE  # noqa: E402
 from fastar.models.model import Model  # noqa: E402
 from fastar.models.nade import NADE, RNADE  # noqa: E402
+from fastar.models.pixelcnn import PixelCNN  # noqa: E402
 
 __all__ = [
     "FVSBN",
@@ -29,10 +31,12 @@ __all__ = [
     "NADE",
     "RNADE",
     "CategoricalSBN",
+    "CharRNN",
     "ConvNADE",
     "DeepNADE",
     "DocNADE",
     "Model",
+    "PixelCNN",
     "by_name",
     "load",
 ]

@@ -18,6 +18,7 @@ from fastar import _checks
 from fastar.distributions import Distribution
 from fastar.models import checkpoint
 from fastar.nn import MaskedLinear
+from fastar.nn._tap_conv2d import TapConv2d
 from fastar.sampling import Program, Sampler, SampleResult
 from fastar.sampling.sampler import Progress
 
@@ -153,6 +154,7 @@ class Model(nn.Module, abc.ABC):
         plans = [(m.weight.numel(), m.plan) for m in self.modules() if isinstance(m, MaskedLinear)]
         seen = [(size, plan.mask if plan.reach is None else plan.reach) for size, plan in plans]
         removed = sum(size - int(counted.sum()) for size, counted in seen if counted is not None)
+        removed += sum(int((~layer.dense_mask()).sum()) for layer in self.modules() if isinstance(layer, TapConv2d))
         return sum(p.numel() for p in self.parameters()) - removed
 
     def to_config(self) -> dict[str, Any]:
