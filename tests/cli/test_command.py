@@ -7,12 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import SITE
 
 import fastar
 from fastar import cli
-
-# The folder that `import fastar` was found in, so that a fresh process finds the same one.
-SITE = Path(fastar.__file__).resolve().parent.parent
 
 
 def command(*arguments: str, without: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

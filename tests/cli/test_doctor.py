@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from processes import SITE
 
 import fastar
 from fastar import _dispatch, native
 from fastar.cli import _screen, doctor
-
-SITE = Path(fastar.__file__).resolve().parent.parent
 
 
 def doctor_in_new_process(

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from processes import SITE
 
 from fastar.ops import _triton
 
@@ -86,6 +87,8 @@ def test_importing_fastar_does_not_load_triton() -> None:
 
 def _run(program: str) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=SITE, env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()

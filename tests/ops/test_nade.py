@@ -13,6 +13,7 @@ from budget import assert_within_budget
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nade_oracle import check_against_reference, gradients, model
+from processes import SITE
 from torch import Tensor
 
 from fastar import _dispatch
@@ -306,7 +307,11 @@ def test_memory(K: int) -> None:
     """Forward and backward stay below 1/8 of a tensor [B, D, H], gradients of the parameters apart."""
     B, D, H = 512, 600, 256
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY, *map(str, (B, D, H, K, 2))], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEMORY, *map(str, (B, D, H, K, 2))],
+        cwd=SITE,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     parameters = H * D + D * K * H + H + D * K
     # Each gradient, and the packed copy of W and of its gradient.
