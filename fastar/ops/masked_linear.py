@@ -98,17 +98,7 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.dim() > 0
         and x.size(-1) == weight.size(1)
         and x.device == weight.device
-        and (bias is None or _is_bias(bias, weight))
-    )
-
-
-def _is_bias(bias: Tensor, weight: Tensor) -> bool:
-    return (
-        isinstance(bias, Tensor)
-        and bias.dtype == weight.dtype
-        and bias.dim() == 1
-        and bias.size(0) == weight.size(0)
-        and bias.device == weight.device
+        and (bias is None or _checks.fits_vector(bias, weight, weight.size(0)))
     )
 
 
