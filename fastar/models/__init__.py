@@ -13,6 +13,10 @@ _identity.require()
 from fastar.models import checkpoint  # noqa: E402
 from fastar.models.categorical_sbn import CategoricalSBN  # noqa: E402
 from fastar.models.char_rnn import CharRNN  # noqa: E402
+from fastar.models.conv_nade import ConvNADE  # noqa: E402
+from fastar.models.deep_nade import DeepNADE  # noqa: E402
+from fastar.models.doc_nade import DocNADE  # noqa: E402
+from fastar.models.flows import IAF, MAF  # noqa: E402
 from fastar.models.fvsbn import FVSBN  # noqa: E402
 from fastar.models.gated_pixelcnn import GatedPixelCNN  # noqa: E402
 from fastar.models.made import MADE  # noqa: E402
@@ -24,12 +28,17 @@ from fastar.models.wavenet import WaveNet  # noqa: E402
 
 __all__ = [
     "FVSBN",
+    "IAF",
     "MADE",
+    "MAF",
     "NADE",
     "RNADE",
     "CategoricalSBN",
     "CharRNN",
     "GatedPixelCNN",
+    "ConvNADE",
+    "DeepNADE",
+    "DocNADE",
     "Model",
     "PixelCNN",
     "Transformer",
