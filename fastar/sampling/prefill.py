@@ -23,7 +23,7 @@ _WORTH_IT = 8
 
 
 def versions(model: Any) -> list[tuple[int, int]]:
-    """What changes when the model's parameters do: a sampler's weights are those of its creation, so a prefill's too."""
+    """What changes when the parameters do: a sampler's weights are those of its creation, and so a prefill's."""
     return [(p.data_ptr(), p._version) for p in model.parameters()] if isinstance(model, nn.Module) else []
 
 
