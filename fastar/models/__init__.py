@@ -23,6 +23,7 @@ from fastar.models.made import MADE  # noqa: E402
 from fastar.models.model import Model  # noqa: E402
 from fastar.models.nade import NADE, RNADE  # noqa: E402
 from fastar.models.pixelcnn import PixelCNN  # noqa: E402
+from fastar.models.pixelcnnpp import PixelCNNpp  # noqa: E402
 from fastar.models.transformer import Transformer  # noqa: E402
 from fastar.models.wavenet import WaveNet  # noqa: E402
 
@@ -41,6 +42,7 @@ __all__ = [
     "GatedPixelCNN",
     "Model",
     "PixelCNN",
+    "PixelCNNpp",
     "Transformer",
     "WaveNet",
     "by_name",

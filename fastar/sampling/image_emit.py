@@ -11,7 +11,7 @@ from fastar.sampling.builder import Builder
 from fastar.sampling.image_plan import ONCE, PIXEL, Plan
 from fastar.sampling.index import Index, Ref, variable
 from fastar.sampling.instructions import Elementwise, Gate, Gather, Instruction, Linear, TappedLinear
-from fastar.sampling.planes import CENTRE, Given, Node, Pointwise, Product, Raised, Tap, Term
+from fastar.sampling.planes import CENTRE, Given, Node, Ones, Pointwise, Product, Raised, Tap, Term
 
 
 class Emitter:
@@ -38,6 +38,8 @@ class Emitter:
             taken.add(name)
             if isinstance(node, Given):
                 kept.handle = b.input(name, *((H, W) if node.spatial else ()), node.width)
+            elif isinstance(node, Ones):
+                kept.handle = b.state(name, H, W, 1, init=b.weight(name, torch.ones(H, W, 1)))
             elif self.plan.stages[node][0] == ONCE:
                 kept.handle = b.state(name, node.width)
             elif kept.rows:
@@ -214,7 +216,7 @@ class Emitter:
         return tap[3 - len(kept.handle.buffer.shape) :]
 
     def _order(self, node: Node) -> Tensor:
-        return torch.arange(node.width) if isinstance(node, Given) else self.plan.orders[node]
+        return torch.arange(node.width) if isinstance(node, Given | Ones) else self.plan.orders[node]
 
     def _weight(self, node: Node, part: str, tensor: Tensor) -> str:
         name = unique = f"{node.path}.{part}" if node.path else part

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastar.sampling.builder import Handle
-from fastar.sampling.planes import CENTRE, Given, Node, Pixels, Pointwise, Product, Raised
+from fastar.sampling.planes import CENTRE, Given, Node, Ones, Pixels, Pointwise, Product, Raised
 from fastar.sampling.trace import LoweringError
 
 # When a plane is computed: (part of the program, loop over columns within it).
@@ -92,7 +92,7 @@ def visit(node: Node) -> list[Node]:
         one, ready = waiting.pop()
         if ready:
             found.append(one)
-        elif one not in seen and not isinstance(one, Pixels | Given):
+        elif one not in seen and not isinstance(one, Pixels | Given | Ones):
             seen.add(one)
             waiting.append((one, True))
             waiting += [(source, False) for source, _ in reversed(one.reads)]
@@ -103,8 +103,9 @@ def _stage(node: Node, plan: Plan) -> Stage:
     stage: Stage = (ONCE, 0)
     for source, taps in node.reads:
         for dy, dx in taps:
-            if isinstance(source, Given):
-                stage = max(stage, (BEFORE, 0) if source.spatial else (ONCE, 0))
+            if isinstance(source, Given | Ones):
+                whole = isinstance(source, Given) and not source.spatial
+                stage = max(stage, (ONCE, 0) if whole else (BEFORE, 0))
                 continue
             part, loop = plan.stages[source]
             if part == ONCE:
@@ -171,7 +172,7 @@ def _store(plan: Plan, out: Node) -> None:
         plan.storage.setdefault(node, Storage()).columns |= isinstance(node, Raised)
         for source, taps in node.reads:
             kept = plan.storage.setdefault(source, Storage())
-            if isinstance(source, Given) or plan.stages[source][0] == ONCE:
+            if isinstance(source, Given | Ones) or plan.stages[source][0] == ONCE:
                 continue
             scaled = max(source.scale, node.scale) > 1 or isinstance(node, Raised)
             for dy, dx in taps:

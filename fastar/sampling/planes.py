@@ -52,6 +52,11 @@ class Given(Node):
     spatial: bool = False
 
 
+@dataclass(eq=False)
+class Ones(Node):
+    """1 at every pixel: to those who look over the edge it tells the image from what surrounds it."""
+
+
 class At(NamedTuple):
     """A plane as seen from a pixel, `dy` rows and `dx` columns away; zero outside the image."""
 
@@ -302,6 +307,8 @@ class Canvas(Lowering):
             if set(kwargs) - {"mode", "value"} or kwargs.get("mode", "constant") != "constant" or kwargs.get("value"):
                 raise self.refuse(f"pad with options {kwargs}")
             return replace(x, pad=tuple(a + b for a, b in zip(x.pad, sizes, strict=True)))
+        if name == "ones_like" and isinstance(x, Planes) and not kwargs and not x.vector and self._scale(x) == 1:
+            return Planes(tuple(At(Ones("ones", 1)) for _ in range(x.width)))
         if name == "getitem" and isinstance(x, Planes):
             return self._item(x, args[1] if isinstance(args[1], tuple) else (args[1],))
         return NotImplemented
@@ -311,6 +318,9 @@ class Canvas(Lowering):
         if x.vector and item == (whole, whole, None, None):
             return x
         pad = list(x.pad)
+        if len(item) == 2 and item[0] == whole and isinstance(item[1], slice) and item[1].step in (None, 1):
+            start, stop, _ = item[1].indices(x.width)
+            return self.part(x, start, stop - start)
         if item[:2] != (whole, whole) or len(item) > 4 or x.vector:
             raise self.refuse(f"its forward takes {item} of a tensor")
         for axis, one in zip((1, 0), item[2:], strict=False):
@@ -352,7 +362,7 @@ class Canvas(Lowering):
 
     def _own(self, one: At) -> At:
         # Planes combined element by element share one order of channels, which what is drawn or given cannot change.
-        return At(self._selection(one, 0, one.node.width)) if isinstance(one.node, Pixels | Given) else one
+        return At(self._selection(one, 0, one.node.width)) if isinstance(one.node, Pixels | Given | Ones) else one
 
     def _selection(self, one: At, start: int, width: int) -> Product:
         rows = torch.eye(one.node.width)[start : start + width, None]
