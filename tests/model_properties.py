@@ -117,7 +117,9 @@ def assert_samples_follow(model: Model, shape: Sequence[int], n: int = 4000, see
     assert isinstance(values, Tensor)
     assert values.shape == (n, *shape)
     assert_frequencies(index_of(values, levels), log_p.exp())
-    assert_sampler_agrees(model, seed=seed, **({} if cond is None else {"cond": cond.expand(64, *cond.shape[1:])}))
+    if cond is not None:
+        options["cond"] = cond.expand(64, *cond.shape[1:])
+    assert_sampler_agrees(model, seed=seed, **options)
 
 
 def assert_sampler_agrees(model: Model, n: int = 64, tolerance: float = 2e-5, **options: Any) -> SampleResult:
@@ -174,7 +176,7 @@ def assert_refuses_bad_data(model: Model, x: Tensor) -> None:
     with pytest.raises(ValueError, match=r"x: expected shape"):
         model(x[0])
     with pytest.raises(ValueError, match=r"x: expected shape"):
-        model.log_prob(torch.cat([x, x], -1))
+        model.log_prob(x[..., None])
     with pytest.raises(TypeError, match=r"x: expected a tensor, got list"):
         model(x.tolist())
     wrong = x.clone()

@@ -94,9 +94,7 @@ void bind_delayed(py::module_& module) {
                                    .source = source,
                                    .offsets = offsets.data(),
                                    .taps = static_cast<std::int64_t>(offsets.size()),
-                                   .out = at<void>(out),
-                                   .rows = 0,
-                                   .columns = 0},
+                                   .out = at<void>(out)},
                                   threads);
         },
         release, py::arg("dtype"), py::arg("sizes"), py::arg("grad"), py::arg("grad_strides"), py::arg("source"),

@@ -4,22 +4,11 @@
 #include <cstddef>
 #include <memory>
 
-#include "common/workers.h"
 #include "cpu/dispatch.h"
+#include "cpu/share_out.h"
 
 namespace fastar::cpu {
 namespace {
-
-// parallel_for with signed indices.
-template <typename Body>
-void share_out(std::int64_t count, std::int64_t grain, int threads, Body body) {
-    parallel_for(static_cast<std::size_t>(count), static_cast<std::size_t>(std::max<std::int64_t>(1, grain)), threads,
-                 [&](auto begin, auto end) { body(static_cast<std::int64_t>(begin), static_cast<std::int64_t>(end)); });
-}
-
-// Below this many multiplications or moved elements a second thread costs more to wake than it saves.
-constexpr std::int64_t kWorkPerPiece = 1 << 18;
-constexpr std::int64_t kElementsPerPiece = 1 << 15;
 
 std::int64_t pieces(std::int64_t count, std::int64_t size) {
     return (count + size - 1) / size;
@@ -39,26 +28,16 @@ void delayed_sum(const DelayedSum& a, int threads) {
               [&](auto begin, auto end) { kernels().delayed_sum(a, packed.get(), begin, end); });
 }
 
-void delayed_products(const DelayedProducts& products, int threads) {
-    DelayedProducts a = products;
+void delayed_products(const DelayedProducts& a, int threads) {
+    const ProductsExtent extent = kernels().products_extent(a);
+    if (extent.items == 0) return;
+    const auto partial = std::make_unique_for_overwrite<float[]>(static_cast<std::size_t>(extent.floats));
     const std::int64_t depth = a.inputs * a.taps;
-    if (depth == 0 || a.outputs == 0) return;
-    // Each item reads its rows anew, so items are large, unless there would be too few to share out evenly. Both sizes
-    // are multiples of what a tile takes at any level.
-    const auto rounded = [](std::int64_t size, std::int64_t unit) { return pieces(size, unit) * unit; };
-    a.rows = std::min<std::int64_t>(64, rounded(a.outputs, 8));
-    a.columns = std::min<std::int64_t>(48, rounded(depth, 6));
-    const auto items = [&] { return a.groups * pieces(a.outputs, a.rows) * pieces(depth, a.columns); };
-    while (items() < 4 * threads && (a.rows > 8 || a.columns > 6)) {
-        if (a.columns > a.rows || a.rows == 8) {
-            a.columns = rounded(a.columns / 2, 6);
-        } else {
-            a.rows = rounded(a.rows / 2, 8);
-        }
-    }
-    const std::int64_t work = a.batch * a.source.length * a.rows * a.columns;
-    share_out(items(), kWorkPerPiece / std::max<std::int64_t>(1, work), threads,
-              [&](auto begin, auto end) { kernels().delayed_products(a, begin, end); });
+    const std::int64_t work = a.groups * a.outputs * depth * a.batch * a.source.length / extent.items;
+    share_out(extent.items, kWorkPerPiece / std::max<std::int64_t>(1, work), threads,
+              [&](auto begin, auto end) { kernels().delayed_products(a, extent, partial.get(), begin, end); });
+    share_out(a.groups * a.outputs, kElementsPerPiece / (depth * extent.segments), threads,
+              [&](auto begin, auto end) { kernels().sum_products(a, extent, partial.get(), begin, end); });
 }
 
 void depthwise_sum(const DepthwiseSum& a, int threads) {

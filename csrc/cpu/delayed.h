@@ -67,9 +67,6 @@ struct DelayedProducts {
     const std::int64_t* offsets;
     std::int64_t taps;
     void* out;  // [groups, outputs, inputs, taps]
-    // The part of the result that one item of work takes: outputs, and pairs of a tap and an input.
-    std::int64_t rows;
-    std::int64_t columns;
 };
 
 // A convolution in which each group has one input: out[b, c m + j, t] for j < multiplier sees channel c alone. In the
@@ -107,6 +104,16 @@ struct DelayedExtent {
     std::int64_t tiles;
     std::int64_t bytes;
     std::int64_t items;
+};
+
+// The same of delayed products: an item takes some outputs, some pairs of a tap and an input, and a segment of all
+// times. The segments' sums, floats [segments, groups, outputs, taps, inputs], are added afterwards.
+struct ProductsExtent {
+    std::int64_t rows;
+    std::int64_t columns;
+    std::int64_t segments;
+    std::int64_t items;
+    std::int64_t floats;
 };
 
 void delayed_sum(const DelayedSum& sum, int threads);

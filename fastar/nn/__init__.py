@@ -12,6 +12,7 @@ from fastar.nn.masked_linear import MaskedLinear  # noqa: E402
 from fastar.nn.nade_layer import NADELayer  # noqa: E402
 from fastar.nn.shifted_conv2d import ShiftedConv2d  # noqa: E402
 from fastar.nn.vertical_stack_conv2d import VerticalStackConv2d  # noqa: E402
+from fastar.nn.wavenet_block import WaveNetBlock  # noqa: E402
 
 __all__ = [
     "CausalConv1d",
@@ -22,4 +23,5 @@ __all__ = [
     "NADELayer",
     "ShiftedConv2d",
     "VerticalStackConv2d",
+    "WaveNetBlock",
 ]

@@ -16,6 +16,7 @@ from fastar.ops.heads import (  # noqa: E402
 from fastar.ops.masked_conv2d import masked_conv2d  # noqa: E402
 from fastar.ops.masked_linear import masked_linear  # noqa: E402
 from fastar.ops.nade import nade, nade_log_prob  # noqa: E402
+from fastar.ops.wavenet_block import wavenet_block  # noqa: E402
 
 __all__ = [
     "attention",
@@ -29,4 +30,5 @@ __all__ = [
     "masked_linear",
     "nade",
     "nade_log_prob",
+    "wavenet_block",
 ]

@@ -137,7 +137,7 @@ def backward(
     if grad_state is not None:
         back(grad, weight, None, dilation, groups, grad_state, -grad_state.shape[2])
     grad_weight = products(grad, x, weight, state, index, dilation, groups) if need_weight else None
-    return grad_x, grad_weight, grad.sum((0, 2)) if need_bias else None, grad_state
+    return grad_x, grad_weight, grad.sum(2).sum(0) if need_bias else None, grad_state
 
 
 def back(

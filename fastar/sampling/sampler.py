@@ -108,9 +108,9 @@ class Sampler:
     ) -> Tensor | SampleResult:
         """n samples (batch_size by default), [n, ...] in the data's space, or a SampleResult with `return_info`.
 
-        `given` has the shape of the values, NaN or -1 where unknown. Positions known before every unknown one are
-        conditioned on exactly; a known position after an unknown one is clamped, and `log_weight` is the correction.
-        An interrupted call is finished by `resume`.
+        `given` has the shape of the values, NaN or -1 where unknown, and says their length where `length` does not.
+        Positions known before every unknown one are conditioned on exactly; a known position after an unknown one is
+        clamped, and `log_weight` is the correction. An interrupted call is finished by `resume`.
         """
         with self._exclusive():
             self._job = self._prepare(
@@ -243,6 +243,8 @@ class Sampler:
         **options: Any,
     ) -> _Job:
         n = self.batch_size if n is None else n
+        if length is None and self.program.positions is None and isinstance(given, Tensor) and given.dim() > 1:
+            length = given.shape[1]
         if seed is None:
             seed = int(torch.randint(0, 2**63 - 1, ()))
         whole = make(

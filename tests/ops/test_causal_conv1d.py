@@ -146,7 +146,7 @@ def test_any_shape_and_stride(
         grad = torch.stack([grad, grad], -1)[..., 0]
     elif layout == "expanded":
         made["x"] = torch.randn(1, shape[1], 1).to(dtype).expand(made["x"].shape)
-        grad = grad.new_ones(()).expand(grad.shape)
+        grad = torch.randn(1, 1, length).to(dtype).expand(grad.shape)
     index = index_of(batch, length) if past == "index" and batch else None
     if length == 0:
         y = causal_conv1d(**made, dilation=dilation, groups=groups, activation=activation)

@@ -9,29 +9,21 @@ namespace {
 template <typename T>
 void pack(const DelayedSum& a, std::int64_t begin, std::int64_t end, Word<T>* packed) {
     const std::int64_t tiles = tiles_of(a.outputs);
-    const std::int64_t words = words_of<T>(a.inputs);
-    const std::int64_t stride = a.taps * words * kTileRows;
-    for (std::int64_t item = begin; item < end; ++item) {
-        const std::int64_t first = item % tiles * kTileRows;
-        const T* weight = static_cast<const T*>(a.weight) + item / tiles * a.weight_group;
-        Word<T>* out = packed + item * stride;
-        for (int r = 0; r < kTileRows; ++r) {
-            const bool exists = first + r < a.outputs;
-            const T* row = weight + (first + r) * a.weight_output;
-            for (std::int64_t i = 0; i < words; ++i) {
-                for (std::int64_t k = 0; k < a.taps; ++k) {
-                    out[(k * words + i) * kTileRows + r] =
-                        exists ? word_of<T>(row + k * a.weight_tap, a.weight_input, i, a.inputs) : Word<T>{};
-                }
-            }
-        }
+    Matrix<T> matrix{
+        static_cast<const T*>(a.weight), a.weight_output, a.weight_input, a.weight_tap, a.outputs, a.inputs, a.taps};
+    for (std::int64_t g = begin / tiles; g * tiles < end; ++g) {
+        matrix.data = static_cast<const T*>(a.weight) + g * a.weight_group;
+        pack_tiles<T>(matrix, std::max<std::int64_t>(begin - g * tiles, 0), std::min(end - g * tiles, tiles),
+                      packed + g * matrix.words());
     }
 }
 
+// Rows [begin, end) of a window of sums into the result.
 template <typename T>
-void finish(const DelayedSum& a, const float* sums, const float* bias, std::int64_t offset, std::int64_t count) {
+void finish(const DelayedSum& a, const float* sums, const float* bias, std::int64_t offset, std::int64_t count,
+            std::int64_t begin, std::int64_t end) {
     by_gate(a.activation, [&](auto gate) {
-        for (std::int64_t o = 0; o < a.outputs; ++o) {
+        for (std::int64_t o = begin; o < end; ++o) {
             const Floats shift = splat(bias ? bias[o] : 0.0f);
             T* out = static_cast<T*>(a.out) + offset + o * a.count;
             T* kept = a.kept ? static_cast<T*>(a.kept) + offset + o * a.count : nullptr;
@@ -63,14 +55,18 @@ void sum_items(const DelayedSum& a, const Word<T>* packed, std::int64_t begin, s
             windows[static_cast<std::size_t>(k)] = window_of(a.source, b, a.first + at, a.offsets[k], count);
         }
         std::fill(sums.begin(), sums.end(), 0.0f);
+        const float* bias = a.bias ? a.bias + g * a.outputs : nullptr;
+        const std::int64_t offset = (b * a.groups + g) * a.outputs * a.count + at;
         const Word<T>* weight = packed + g * tiles * depth * kTileRows;
         for (std::int64_t d = 0; d < depth; d += kChunk) {
             const std::int64_t rows = std::min(kChunk, depth - d);
             pack_panel<T>(a.source, windows.data(), b, g * a.inputs, a.inputs, d, d + rows, panel);
-            multiply<T>(weight + d * kTileRows, depth * kTileRows, panel, a.outputs, rows, vectors, sums.data());
+            // A tile is written as soon as it is ready, while the next one is being computed.
+            multiply<T>(weight + d * kTileRows, depth * kTileRows, panel, a.outputs, rows, vectors, sums.data(),
+                        [&](std::int64_t first, std::int64_t last) {
+                            if (d + rows == depth) finish<T>(a, sums.data(), bias, offset, count, first, last);
+                        });
         }
-        const std::int64_t row = b * a.groups + g;
-        finish<T>(a, sums.data(), a.bias ? a.bias + g * a.outputs : nullptr, row * a.outputs * a.count + at, count);
     }
 }
 

@@ -1,65 +1,59 @@
-// Gradients of weights: products of two rows along time. Times are lanes on both sides, so neither side is transposed;
-// a lane's sum goes from the first time to the last, and lanes are added at the end.
+// Gradients of weights: the product of delayed_tile.h with times in the place of inputs. Its left side is the
+// gradient's rows as they lie; its panel, kWidth pairs of a tap and an input wide, is the source turned on its side.
 #include "cpu/isa/delayed.h"
 #include "cpu/isa/delayed_tile.h"
 
 namespace fastar::cpu::FASTAR_ISA {
 namespace {
 
-// Sums that the registers hold beside one vector of each row of the source and one of the gradient.
-constexpr int kDown = kLanes == 16 ? 8 : 4;
-constexpr int kAcross = kLanes == 16 ? 3 : 2;
-
-// Times between two visits of the sums to memory. Eight rows of them stay in the first cache level while all rows of
-// the other side go by.
-constexpr std::int64_t kTimes = 512;
-
-// What rows are read as: words as in delayed_tile.h, but a pair is of neighbouring times.
+// What rows are read as; a word is one of them or, of bfloat16 pairs, two neighbouring times.
 template <typename T>
 using Entry = std::conditional_t<kPairs<T>, Bfloat16, float>;
 template <typename T>
-constexpr int kEntries = kLanes * (kPairs<T> ? 2 : 1);
+constexpr std::int64_t kPerWord = kPairs<T> ? 2 : 1;
 
+// Times between two visits of the sums to memory.
 template <typename T>
-Floats load_entries(const Entry<T>* p) {
-    Floats a;
-    __builtin_memcpy(&a, p, sizeof a);
-    return a;
-}
+constexpr std::int64_t kTimes = kChunk * kPerWord<T>;
 
-template <typename T>
-Floats add_products(Floats a, Floats b, Floats sum) {
-#ifdef __AVX512BF16__
-    if constexpr (kPairs<T>) return _mm512_dpbf16_ps(sum, (__m512bh)bits_of(a), (__m512bh)bits_of(b));
-#endif
-    return fma(a, b, sum);
-}
-
-// sums[r][c], one vector each, += rows of grad times rows of source. Unrolled as in delayed_tile.h.
-template <typename T>
-void tile(const Entry<T>* const* grad, const Entry<T>* const* source, std::int64_t entries, float* sums,
-          std::int64_t stride) {
-    Floats total[kDown][kAcross];
+// Lane i of vector j becomes lane j of vector i. Each round moves the highest bit of a vector's number to the lowest
+// bit of the lanes' and back.
+void transpose(Floats (&block)[kLanes]) {
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+        Floats next[kLanes];
 #pragma GCC unroll 8
-    for (int r = 0; r < kDown; ++r) {
-#pragma GCC unroll 4
-        for (int c = 0; c < kAcross; ++c) total[r][c] = load(sums + r * stride + c * kLanes);
+        for (int i = 0; i < kLanes / 2; ++i) interleave(block[i], block[i + kLanes / 2], next[2 * i], next[2 * i + 1]);
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) block[i] = next[i];
     }
-    for (std::int64_t t = 0; t < entries; t += kEntries<T>) {
-        Floats one[kAcross];
-#pragma GCC unroll 4
-        for (int c = 0; c < kAcross; ++c) one[c] = load_entries<T>(source[c] + t);
-#pragma GCC unroll 8
-        for (int r = 0; r < kDown; ++r) {
-            const Floats row = load_entries<T>(grad[r] + t);
-#pragma GCC unroll 4
-            for (int c = 0; c < kAcross; ++c) total[r][c] = add_products<T>(row, one[c], total[r][c]);
+}
+
+// `words` is a multiple of kLanes.
+template <typename T>
+void pack_columns(const Entry<T>* const* columns, std::int64_t words, Word<T>* panel) {
+    for (std::int64_t t = 0; t < words; t += kLanes) {
+        for (std::int64_t c = 0; c < kWidth; c += kLanes) {
+            Floats block[kLanes];
+            for (int i = 0; i < kLanes; ++i) __builtin_memcpy(&block[i], columns[c + i] + t * kPerWord<T>, 4 * kLanes);
+            transpose(block);
+            for (int i = 0; i < kLanes; ++i) store(reinterpret_cast<float*>(panel) + (t + i) * kWidth + c, block[i]);
         }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < kDown; ++r) {
-#pragma GCC unroll 4
-        for (int c = 0; c < kAcross; ++c) store(sums + r * stride + c * kLanes, total[r][c]);
+}
+
+// sums [rows, kWidth] += the rows' words times the panel; rows are a multiple of kTileRows.
+template <typename T>
+void multiply_rows(const Entry<T>* const* rows, std::int64_t count, const Word<T>* panel, std::int64_t words,
+                   float* sums) {
+    for (std::int64_t r = 0; r < count; r += kTileRows) {
+        const Entry<T>* lines[kTileRows];
+        std::copy_n(rows + r, kTileRows, lines);
+        const auto word = [&](std::int64_t k, int i) {
+            Word<T> value;
+            __builtin_memcpy(&value, lines[i] + k * kPerWord<T>, sizeof value);
+            return value;
+        };
+        tile<T, kTileRows, kTileVectors>(word, panel, words, sums + r * kWidth);
     }
 }
 
@@ -90,7 +84,7 @@ const Entry<T>* delayed_entries(const Source& s, std::int64_t b, std::int64_t ch
     const T* history = static_cast<const T*>(s.history) + b * s.history_batch_stride +
                        channel * s.history_channel_stride + s.history_length;
     const std::int32_t* index = s.index ? s.index + b * s.length : nullptr;
-    T seen[kTimes];
+    T seen[kTimes<T>];
     for (std::int64_t i = 0; i < count; ++i) {
         const std::int64_t t = begin + i;
         if (t >= 0 && t < s.length) {
@@ -108,58 +102,85 @@ const Entry<T>* delayed_entries(const Source& s, std::int64_t b, std::int64_t ch
     }
 }
 
+std::int64_t size(const DelayedProducts& a) {
+    return a.groups * a.outputs * a.inputs * a.taps;
+}
+
+// Sums of an item, in the second cache level beside the rows of a chunk, and rows for which a panel is packed once.
+constexpr std::int64_t kSums = 1 << 17;
+constexpr std::int64_t kRows = 256;
+// The least work of an item, in chunks, and how many items are enough.
+constexpr std::int64_t kChunks = 4;
+constexpr std::int64_t kItems = 32;
+
+constexpr std::int64_t pieces(std::int64_t count, std::int64_t size) {
+    return (count + size - 1) / size;
+}
+
 template <typename T>
-void products(const DelayedProducts& a, std::int64_t begin, std::int64_t end) {
+std::int64_t chunks_of(const DelayedProducts& a) {
+    return a.batch * pieces(a.source.length, kTimes<T>);
+}
+
+template <typename T>
+void products(const DelayedProducts& a, const ProductsExtent& extent, float* partial, std::int64_t begin,
+              std::int64_t end) {
     const std::int64_t depth = a.inputs * a.taps;
-    const std::int64_t across = (depth + a.columns - 1) / a.columns;
-    const std::int64_t down = (a.outputs + a.rows - 1) / a.rows;
-    const std::int64_t stride = a.columns * kLanes;
-    const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
-    std::vector<float> sums(size(a.rows * stride));
-    std::vector<Entry<T>> near(size((a.rows + a.columns) * kTimes));
-    // Rows beyond the last repeat it: their sums are never read.
-    std::vector<const Entry<T>*> grads(size(a.rows));
-    std::vector<const Entry<T>*> sources(size(a.columns));
+    const std::int64_t across = pieces(depth, extent.columns);
+    const std::int64_t down = pieces(a.outputs, extent.rows);
+    const std::int64_t per_row = pieces(a.source.length, kTimes<T>);
+    const auto index = [](std::int64_t n) { return static_cast<std::size_t>(n); };
+    std::vector<float> sums(index(extent.rows * extent.columns));
+    std::vector<Entry<T>> near(index((extent.rows + kWidth) * kTimes<T>));
+    // Rows and columns beyond the last repeat it: their sums are never read.
+    std::vector<const Entry<T>*> grads(index(extent.rows));
+    const Entry<T>* columns[kWidth];
+    alignas(64) Word<T> panel[kChunk * kWidth];
     for (std::int64_t item = begin; item < end; ++item) {
-        const std::int64_t g = item / across / down;
-        const std::int64_t first_row = item / across % down * a.rows;
-        const std::int64_t first_column = item % across * a.columns;
-        const std::int64_t rows = std::min(a.rows, a.outputs - first_row);
-        const std::int64_t columns = std::min(a.columns, depth - first_column);
+        const std::int64_t segment = item % extent.segments;
+        const std::int64_t place = item / extent.segments;
+        const std::int64_t g = place / across / down;
+        const std::int64_t first_row = place / across % down * extent.rows;
+        const std::int64_t first_column = place % across * extent.columns;
+        const std::int64_t rows = std::min(extent.rows, a.outputs - first_row);
+        const std::int64_t tiles = tiles_of(rows) * kTileRows;
+        const std::int64_t last_column = std::min(first_column + extent.columns, depth);
         std::fill(sums.begin(), sums.end(), 0.0f);
-        for (std::int64_t b = 0; b < a.batch; ++b) {
+        const std::int64_t chunks = chunks_of<T>(a);
+        const std::int64_t last_chunk = (segment + 1) * chunks / extent.segments;
+        for (std::int64_t chunk = segment * chunks / extent.segments; chunk < last_chunk; ++chunk) {
+            const std::int64_t b = chunk / per_row;
+            const std::int64_t first = chunk % per_row * kTimes<T>;
+            const std::int64_t count = std::min(kTimes<T>, a.source.length - first);
+            constexpr std::int64_t kWhole = kLanes * kPerWord<T>;
+            const std::int64_t entries = pieces(count, kWhole) * kWhole;
             const T* grad =
                 static_cast<const T*>(a.grad) + b * a.grad_batch + (g * a.outputs + first_row) * a.grad_channel;
-            for (std::int64_t first = 0; first < a.source.length; first += kTimes) {
-                const std::int64_t count = std::min(kTimes, a.source.length - first);
-                const std::int64_t entries = (count + kEntries<T> - 1) / kEntries<T> * kEntries<T>;
-                for (std::int64_t r = 0; r < a.rows; ++r) {
-                    grads[size(r)] = r >= rows ? grads[size(r - 1)]
-                                               : entries_of<T>(grad + r * a.grad_channel + first, count, entries,
-                                                               near.data() + r * kTimes);
+            for (std::int64_t r = 0; r < tiles; ++r) {
+                grads[index(r)] = r >= rows ? grads[index(r - 1)]
+                                            : entries_of<T>(grad + r * a.grad_channel + first, count, entries,
+                                                            near.data() + r * kTimes<T>);
+            }
+            float* window = sums.data();
+            for (std::int64_t start = first_column; start < last_column; start += kWidth) {
+                for (std::int64_t c = 0; c < kWidth; ++c) {
+                    const std::int64_t k = (start + c) / a.inputs;
+                    const std::int64_t channel = g * a.inputs + (start + c) % a.inputs;
+                    columns[c] = start + c >= last_column
+                                     ? columns[c - 1]
+                                     : delayed_entries<T>(a.source, b, channel, first, a.offsets[k], count, entries,
+                                                          near.data() + (extent.rows + c) * kTimes<T>);
                 }
-                for (std::int64_t c = 0; c < a.columns; ++c) {
-                    const std::int64_t k = (first_column + c) / a.inputs;
-                    const std::int64_t channel = g * a.inputs + (first_column + c) % a.inputs;
-                    sources[size(c)] = c >= columns
-                                           ? sources[size(c - 1)]
-                                           : delayed_entries<T>(a.source, b, channel, first, a.offsets[k], count,
-                                                                entries, near.data() + (a.rows + c) * kTimes);
-                }
-                for (std::int64_t r = 0; r < rows; r += kDown) {
-                    for (std::int64_t c = 0; c < columns; c += kAcross) {
-                        tile<T>(grads.data() + r, sources.data() + c, entries, sums.data() + r * stride + c * kLanes,
-                                stride);
-                    }
-                }
+                pack_columns<T>(columns, entries / kPerWord<T>, panel);
+                multiply_rows<T>(grads.data(), tiles, panel, entries / kPerWord<T>, window);
+                window += extent.rows * kWidth;
             }
         }
-        for (std::int64_t r = 0; r < rows; ++r) {
-            T* out = static_cast<T*>(a.out) + (g * a.outputs + first_row + r) * depth;
-            for (std::int64_t c = 0; c < columns; ++c) {
-                const std::int64_t k = (first_column + c) / a.inputs;
-                const std::int64_t i = (first_column + c) % a.inputs;
-                out[i * a.taps + k] = narrow<T>(sum(load(sums.data() + r * stride + c * kLanes)));
+        float* out = partial + segment * size(a) + (g * a.outputs + first_row) * depth;
+        for (std::int64_t c = first_column; c < last_column; c += kWidth) {
+            const float* window = sums.data() + (c - first_column) * extent.rows;
+            for (std::int64_t r = 0; r < rows; ++r) {
+                std::copy_n(window + r * kWidth, std::min<std::int64_t>(kWidth, last_column - c), out + r * depth + c);
             }
         }
     }
@@ -167,8 +188,46 @@ void products(const DelayedProducts& a, std::int64_t begin, std::int64_t end) {
 
 }  // namespace
 
-void delayed_products(const DelayedProducts& a, std::int64_t begin, std::int64_t end) {
-    by_element(a.element, [&](auto element) { products<decltype(element)>(a, begin, end); });
+ProductsExtent products_extent(const DelayedProducts& a) {
+    ProductsExtent extent{};
+    const std::int64_t depth = a.inputs * a.taps;
+    if (size(a) == 0) return extent;
+    extent.rows = std::min(kRows, tiles_of(a.outputs) * kTileRows);
+    const std::int64_t panels = pieces(depth, kWidth);
+    extent.columns = pieces(panels, pieces(panels, kSums / extent.rows / kWidth)) * kWidth;
+    const std::int64_t parts = a.groups * pieces(a.outputs, extent.rows) * pieces(depth, extent.columns);
+    by_element(a.element, [&](auto element) {
+        const std::int64_t most = chunks_of<decltype(element)>(a) / kChunks;
+        extent.segments = std::clamp<std::int64_t>(pieces(kItems, parts), 1, std::max<std::int64_t>(1, most));
+    });
+    extent.items = parts * extent.segments;
+    extent.floats = extent.segments * size(a);
+    return extent;
+}
+
+void delayed_products(const DelayedProducts& a, const ProductsExtent& extent, float* partial, std::int64_t begin,
+                      std::int64_t end) {
+    by_element(a.element, [&](auto element) { products<decltype(element)>(a, extent, partial, begin, end); });
+}
+
+void sum_products(const DelayedProducts& a, const ProductsExtent& extent, const float* partial, std::int64_t begin,
+                  std::int64_t end) {
+    by_element(a.element, [&](auto element) {
+        using T = decltype(element);
+        const std::int64_t depth = a.inputs * a.taps;
+        std::vector<float> row(static_cast<std::size_t>(depth));
+        for (std::int64_t r = begin; r < end; ++r) {
+            std::copy_n(partial + r * depth, depth, row.begin());
+            for (std::int64_t segment = 1; segment < extent.segments; ++segment) {
+                const float* more = partial + segment * size(a) + r * depth;
+                for (std::int64_t c = 0; c < depth; ++c) row[static_cast<std::size_t>(c)] += more[c];
+            }
+            T* out = static_cast<T*>(a.out) + r * depth;
+            for (std::int64_t c = 0; c < depth; ++c) {
+                out[c % a.inputs * a.taps + c / a.inputs] = narrow<T>(row[static_cast<std::size_t>(c)]);
+            }
+        }
+    });
 }
 
 }  // namespace fastar::cpu::FASTAR_ISA

@@ -5,6 +5,7 @@
 #include "cpu/isa/gather.h"
 #include "cpu/isa/heads.h"
 #include "cpu/isa/nade.h"
+#include "cpu/isa/wavenet.h"
 #include "cpu/kernel_table.h"
 
 namespace fastar::cpu::FASTAR_ISA {
@@ -27,7 +28,13 @@ const KernelTable table{
     .delayed_extent = delayed_extent,
     .pack_delayed = pack_delayed,
     .delayed_sum = delayed_sum,
+    .products_extent = products_extent,
     .delayed_products = delayed_products,
+    .sum_products = sum_products,
+    .wavenet_extent = wavenet_extent,
+    .pack_wavenet = pack_wavenet,
+    .wavenet_forward = wavenet_forward,
+    .wavenet_backward = wavenet_backward,
     .depthwise_sum = depthwise_sum,
     .depthwise_gradients = depthwise_gradients,
     .executor =

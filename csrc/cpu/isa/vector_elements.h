@@ -30,11 +30,17 @@ inline Floats load(const Bfloat16* p) {
     return from_bits(zero_extend(load_halves(p)) << 16);
 }
 inline void store(Bfloat16* p, Floats a) {
+#if defined(__AVX512BF16__)
+    // Takes values below the least normal one for zero.
+    const __m256bh halves = _mm512_cvtneps_pbh(a);
+    __builtin_memcpy(p, &halves, sizeof halves);
+#else
     const Ints bits = bits_of(a);
     const Ints rounded = bits + 0x7fff + ((bits >> 16) & 1);
     const Ints nan = (bits & 0x7fffffff) > 0x7f800000;
     const Halves halves = __builtin_convertvector((nan ? bits | 0x400000 : rounded) >> 16, Halves);
     __builtin_memcpy(p, &halves, sizeof halves);
+#endif
 }
 
 inline Floats load(const Float16* p) {
