@@ -15,6 +15,7 @@
 #include "bindings/executor.h"
 #include "bindings/heads.h"
 #include "bindings/nade.h"
+#include "bindings/wavenet.h"
 #include "common/memory.h"
 #include "cpu/dispatch.h"
 #include "cpu/fingerprint.h"
@@ -105,4 +106,5 @@ PYBIND11_MODULE(_core, module) {
     fastar::bind_executor(module);
     fastar::bind_heads(module);
     fastar::bind_nade(module);
+    fastar::bind_wavenet(module);
 }

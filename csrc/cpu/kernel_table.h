@@ -8,6 +8,7 @@
 #include "cpu/element.h"
 #include "cpu/executor/kernels.h"
 #include "cpu/heads.h"
+#include "cpu/wavenet.h"
 
 namespace fastar::cpu {
 
@@ -189,6 +190,11 @@ struct KernelTable {
     // Outputs of all groups.
     void (*sum_products)(const DelayedProducts&, const ProductsExtent&, const float* partial, std::int64_t begin,
                          std::int64_t end);
+    // See wavenet.h; tiles of the weights and items as for delayed sums.
+    WavenetExtent (*wavenet_extent)(const WavenetGates&, bool backward);
+    void (*pack_wavenet)(const WavenetGates&, bool backward, std::int64_t begin, std::int64_t end, void* packed);
+    void (*wavenet_forward)(const WavenetForward&, const void* packed, std::int64_t begin, std::int64_t end);
+    void (*wavenet_backward)(const WavenetBackward&, const void* packed, std::int64_t begin, std::int64_t end);
     // Channels of all rows of the batch.
     void (*depthwise_sum)(const DepthwiseSum&, std::int64_t begin, std::int64_t end);
     // Channels, each over the whole batch.

@@ -22,6 +22,7 @@ from fastar.models.made import MADE  # noqa: E402
 from fastar.models.model import Model  # noqa: E402
 from fastar.models.nade import NADE, RNADE  # noqa: E402
 from fastar.models.pixelcnn import PixelCNN  # noqa: E402
+from fastar.models.transformer import Transformer  # noqa: E402
 
 __all__ = [
     "FVSBN",
@@ -37,6 +38,7 @@ __all__ = [
     "DocNADE",
     "Model",
     "PixelCNN",
+    "Transformer",
     "by_name",
     "load",
 ]

@@ -151,10 +151,7 @@ class Model(nn.Module, abc.ABC):
 
     def num_parameters(self) -> int:
         """How many numbers are learned; what a mask removes does not count."""
-        plans = [(m.weight.numel(), m.plan) for m in self.modules() if isinstance(m, MaskedLinear)]
-        seen = [(size, plan.mask if plan.reach is None else plan.reach) for size, plan in plans]
-        removed = sum(size - int(counted.sum()) for size, counted in seen if counted is not None)
-        removed += sum(int((~layer.dense_mask()).sum()) for layer in self.modules() if isinstance(layer, TapConv2d))
+        removed = sum(_removed(layer) for layer in self.modules() if isinstance(layer, MaskedLinear | TapConv2d))
         return sum(p.numel() for p in self.parameters()) - removed
 
     def to_config(self) -> dict[str, Any]:
@@ -231,3 +228,12 @@ class Model(nn.Module, abc.ABC):
     def device(self) -> torch.device:
         """The parameters' device."""
         return next(self.parameters()).device
+
+
+def _removed(layer: MaskedLinear | TapConv2d) -> int:
+    """How many of the layer's weights its mask removes; plans know that also where the weights are on meta."""
+    if isinstance(layer, TapConv2d):
+        mask = layer.plan.dense(layer.weight.shape, torch.device("cpu"))
+        return 0 if mask is None else int((~mask).sum())
+    visible = layer.plan.mask if layer.plan.reach is None else layer.plan.reach
+    return 0 if visible is None else layer.weight.numel() - int(visible.sum())

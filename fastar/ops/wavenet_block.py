@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _autocast, _library, _wavenet_block_plain
+from fastar.ops import _autocast, _library, _wavenet_block_cpu, _wavenet_block_plain
 
 
 def wavenet_block(
@@ -128,7 +128,12 @@ def _never(device: torch.device, dtype: torch.dtype) -> str | None:
 
 _dispatch.register(
     "wavenet_block",
-    [_dispatch.Implementation("reference", _never, _wavenet_block_plain.forward, _wavenet_block_plain.backward)],
+    [
+        _dispatch.Implementation(
+            "cpu", _wavenet_block_cpu.declines, _wavenet_block_cpu.forward, _wavenet_block_cpu.backward
+        ),
+        _dispatch.Implementation("reference", _never, _wavenet_block_plain.forward, _wavenet_block_plain.backward),
+    ],
 )
 
 

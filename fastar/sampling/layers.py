@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
 
-from fastar.nn import CausalConv1d, MaskedLinear
+from fastar.nn import CausalConv1d, CausalSelfAttention, MaskedLinear
 from fastar.sampling.index import Ref
-from fastar.sampling.instructions import Cell, Elementwise, Gather, Linear, Norm, TappedLinear
+from fastar.sampling.instructions import Attention, Cell, Elementwise, Gather, Linear, Norm, TappedLinear
 from fastar.sampling.lower import POSITIONS, Constant, Signal, Step, Symbols
 from fastar.sampling.trace import IMAGE, SEQUENCE, Lowering, register
 
@@ -125,6 +126,38 @@ def rms_norm(layer: nn.RMSNorm, x: object, step: Step) -> Signal:
     eps = torch.finfo(dtype).eps if layer.eps is None else layer.eps
     out = step.scratch(source.ref.width)
     step.builder.add(Norm(out, source.ref, "rms", step.optional("weight", layer.weight), None, eps))
+    return replace(source, ref=out)
+
+
+@register(CausalSelfAttention)
+def causal_self_attention(layer: CausalSelfAttention, x: object, step: Step) -> Signal:
+    """Keys and values of a position are cached, of all positions or where there is a window of its last ones."""
+    source = step.signal(x, last=True)
+    if source.ref.width != layer.width:
+        raise step.refuse(f"takes {layer.width} channels, gets {source.ref.width}")
+    if layer.local is not None:
+        raise step.refuse("attention to a neighbourhood of pixels has no lowering; use a window, or all of the past")
+    newest = step.last_position()
+    if layer.window is None and newest == math.inf:
+        raise step.refuse("caches every position, and the sequence has no bound; give `limit` or a window")
+    slots = newest + 1 if layer.window is None else min(layer.window, newest + 1)
+    b, width = step.builder, layer.width
+    each = layer.kv_heads * (width // layer.heads)
+    caches = [b.state(step.name(part), int(slots), each, ring=layer.window is not None) for part in ("keys", "values")]
+    query, out, mixed = step.scratch(width), step.scratch(width), step.scratch(width)
+    places = [("query", query), ("key", caches[0].at(step.position)), ("value", caches[1].at(step.position))]
+    weight, bias = layer.qkv.weight.detach(), layer.qkv.bias
+    parts = zip(places, weight.split([width, each, each]), strict=True)
+    for number, ((part, ref), rows) in enumerate(parts):
+        one = None if bias is None else bias.detach().split([width, each, each])[number]
+        b.add(Linear(ref, source.ref, step.weight(f"{part}.weight", rows), step.optional(f"{part}.bias", one)))
+    keys, values = (one.buffer.name for one in caches)
+    window = None if layer.window is None else int(slots)
+    scale = (width // layer.heads) ** -0.5
+    b.add(
+        Attention(mixed, query, keys, values, step.position, layer.heads, layer.kv_heads, scale, window),
+        Linear(out, mixed, step.weight("proj.weight", layer.proj.weight), step.optional("proj.bias", layer.proj.bias)),
+    )
     return replace(source, ref=out)
 
 

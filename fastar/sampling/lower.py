@@ -78,6 +78,11 @@ class Step(Lowering):
         """Channels for the current layer's output."""
         return self.builder.scratch(self.path or "x", width).at()
 
+    def last_position(self) -> float:
+        """The greatest value of `position`: infinite in an open program without a limit."""
+        longest = self.builder.positions or self.builder.limit or math.inf
+        return self.position.bounds({var: (0, longest - 1) for var, _ in self.position.terms})[1]
+
     def ring(self, source: Ref, reach: int) -> Ref:
         """The channels where they stay for `reach` positions more, to be looked back at."""
         ring = self.builder.state(self.name("past"), reach + 1, source.width, ring=True).at(self.position)
@@ -98,8 +103,8 @@ class Step(Lowering):
 
     def gather(self, rows: Tensor, part: str) -> Signal:
         """The row of the current position."""
-        longest = self.builder.positions or self.builder.limit or math.inf
-        if self.position.bounds({"t": (0, longest - 1)})[1] >= len(rows):
+        if self.last_position() >= len(rows):
+            longest = self.last_position() + 1
             raise self.refuse(f"has {len(rows)} positions, and the sequence may have {longest}; give `limit`")
         out = self.scratch(rows.shape[1])
         self.builder.add(Gather(out, self.weight(part, rows), base=self.position))

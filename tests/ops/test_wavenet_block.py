@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastar import _dispatch
+from fastar.native import core
 from fastar.ops import wavenet_block
 from fastar.reference.wavenet_block import wavenet_block as reference
 
@@ -99,7 +100,7 @@ def made(shape: tuple[int, ...], dtype: torch.dtype, **options: bool) -> tuple[A
     return (inputs, grads), {"dilation": shape[6], "hop": max(shape[7], 1)}
 
 
-@pytest.mark.parametrize("implementation", ["reference"])
+@pytest.mark.parametrize("implementation", ["cpu", "reference"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_shapes(implementation: str, dtype: torch.dtype) -> None:
     for shape in SHAPES:
@@ -169,7 +170,7 @@ def test_outputs_see_no_later_input() -> None:
 
 
 @pytest.mark.parametrize("used", [0, 1])
-@pytest.mark.parametrize("implementation", ["reference"])
+@pytest.mark.parametrize("implementation", ["cpu", "reference"])
 def test_one_output_may_be_unused(used: int, implementation: str) -> None:
     (inputs, grads), call = made(SHAPES[0], torch.float32)
 
@@ -200,6 +201,37 @@ def test_the_backward_saves_inputs_alone() -> None:
     given = {t.data_ptr() for t in inputs.values()}
     assert saved
     assert all(t.data_ptr() in given for t in saved)
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    before = torch.get_num_threads()
+    try:
+        for shape in SHAPES[:3]:
+            given, call = made(shape, torch.float32)
+            results = []
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                results.append(gradients(wavenet_block, *given, **call))
+            names = ["residual", "skip", *given[0]]
+            for one in results[1:]:
+                for name, a, b in zip(names, one, results[0], strict=True):
+                    # The gradients of biases and of conditioning are torch's own sums.
+                    assert torch.equal(a, b) or name in {"bias", "residual_bias", "skip_bias", "conditioning"}, name
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("level", core().levels_usable())
+def test_vector_levels(level: str) -> None:
+    usual = core().level()
+    core().select_level(level)
+    try:
+        for dtype in DTYPES:
+            for shape in SHAPES[:3]:
+                given, call = made(shape, dtype)
+                check(*given, **call)
+    finally:
+        core().select_level(usual)
 
 
 def test_frozen_tensors_get_no_gradient() -> None:

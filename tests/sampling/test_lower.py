@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastar.nn import CausalConv1d, MaskedLinear
+from fastar.nn import CausalConv1d, CausalSelfAttention, MaskedLinear
 from fastar.sampling import Head, LoweringError, dimensions, register, sequence, trace
 from fastar.sampling.cost import cost
 from fastar.sampling.instructions import SpanLinear
@@ -141,6 +141,34 @@ def test_causal_convolutions() -> None:
     torch.manual_seed(11)
     module = Dilated()
     _agrees(module, sequence(module, Head("categorical", 4), first=4), first=4, length=9)
+
+
+class Attending(nn.Module):
+    """Two layers of attention, one of them with a window, with shared heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(5, 8), nn.Linear(8, 4)
+        self.far, self.near = CausalSelfAttention(8, 2, bias=False), CausalSelfAttention(8, 4, kv_heads=2, window=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x)
+        y = y + self.far(y)
+        return self.head(y + self.near(y))
+
+
+def test_attention_caches_keys_and_values() -> None:
+    torch.manual_seed(12)
+    module = Attending()
+    program = sequence(module, Head("categorical", 4), first=4, limit=9)
+    sizes = {one.name: one.shape for one in program.buffers if one.kind == "state"}
+    assert sizes == {"far.keys": (9, 8), "far.values": (9, 8), "near.keys": (3, 4), "near.values": (3, 4)}
+    _agrees(module, program, first=4, length=9)
+    with pytest.raises(LoweringError, match=r"^far: caches every position, and the sequence has no bound"):
+        sequence(module, Head("categorical", 4), first=4)
+    local = nn.Sequential(nn.Embedding(5, 8), CausalSelfAttention(8, 2, local=(1, 1, 4)), nn.Linear(8, 4))
+    with pytest.raises(LoweringError, match=r"^1: attention to a neighbourhood of pixels has no lowering"):
+        sequence(local, Head("categorical", 4), first=4, limit=9)
 
 
 class Recurrent(nn.Module):

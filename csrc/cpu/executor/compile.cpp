@@ -24,6 +24,18 @@ std::unique_ptr<S> make(void (*run)(const Step&, Frame&), const Instruction& i) 
     return step;
 }
 
+// What a product costs, as a part of a float32 one.
+double effort(Storage storage) {
+    switch (storage) {
+        case Storage::kTilesBfloat16:
+            return 0.5;
+        case Storage::kTilesInt8:
+            return 0.3;
+        default:
+            return 1.0;
+    }
+}
+
 std::size_t size(std::int64_t n) {
     return static_cast<std::size_t>(n);
 }
@@ -172,7 +184,7 @@ std::unique_ptr<Step> Compiler::matrix(const Instruction& i) {
         spans ? 1.0 / static_cast<double>(std::max<std::int64_t>(1, program_.weights[size(i.spans)].shape[0] - 1))
               : 1.0;
     s->bytes = static_cast<double>(s->matrix->bank_bytes) * used * part;
-    s->work = static_cast<double>(outputs * inputs) * used * part;
+    s->work = static_cast<double>(outputs * inputs) * used * part * effort(s->matrix->storage);
     s->outputs = {s->out};
     s->sizes.segments = size(taps);
     s->sizes.staging = size(kRowBlock * (s->matrix->inputs * 2 + 16));

@@ -43,7 +43,7 @@ std::size_t workspace_size(std::size_t n) {
 Run::Run(std::shared_ptr<const Plan> plan, Request request)
     : plan_(std::move(plan)),
       request_(std::move(request)),
-      arena_(sizeof(float) * static_cast<std::size_t>(request_.rows * plan_->layout.row_stride)),
+      arena_(sizeof(float) * static_cast<std::size_t>(request_.rows * plan_->layout.row_stride), Pages::kSmall),
       threads_(static_cast<std::size_t>(plan_->threads)),
       progress_(static_cast<std::size_t>(plan_->threads)) {
     spaces_.push_back({arena_.as<float>(), plan_->layout.row_stride});

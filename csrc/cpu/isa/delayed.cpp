@@ -9,22 +9,12 @@ namespace {
 template <typename T>
 void pack(const DelayedSum& a, std::int64_t begin, std::int64_t end, Word<T>* packed) {
     const std::int64_t tiles = tiles_of(a.outputs);
-    const std::int64_t words = words_of<T>(a.inputs);
-    const std::int64_t stride = a.taps * words * kTileRows;
-    for (std::int64_t item = begin; item < end; ++item) {
-        const std::int64_t first = item % tiles * kTileRows;
-        const T* weight = static_cast<const T*>(a.weight) + item / tiles * a.weight_group;
-        Word<T>* out = packed + item * stride;
-        for (int r = 0; r < kTileRows; ++r) {
-            const bool exists = first + r < a.outputs;
-            const T* row = weight + (first + r) * a.weight_output;
-            for (std::int64_t i = 0; i < words; ++i) {
-                for (std::int64_t k = 0; k < a.taps; ++k) {
-                    out[(k * words + i) * kTileRows + r] =
-                        exists ? word_of<T>(row + k * a.weight_tap, a.weight_input, i, a.inputs) : Word<T>{};
-                }
-            }
-        }
+    Matrix<T> matrix{
+        static_cast<const T*>(a.weight), a.weight_output, a.weight_input, a.weight_tap, a.outputs, a.inputs, a.taps};
+    for (std::int64_t g = begin / tiles; g * tiles < end; ++g) {
+        matrix.data = static_cast<const T*>(a.weight) + g * a.weight_group;
+        pack_tiles<T>(matrix, std::max<std::int64_t>(begin - g * tiles, 0), std::min(end - g * tiles, tiles),
+                      packed + g * matrix.words());
     }
 }
 

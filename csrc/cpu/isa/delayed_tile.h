@@ -161,7 +161,7 @@ inline Window window_of(const Source& source, std::int64_t b, std::int64_t first
     }
     const std::int32_t* index = source.index ? source.index + b * source.length : nullptr;
     bool all = inside;
-    for (std::int64_t i = 0; i < count; ++i) {
+    for (std::int64_t i = 0; i < std::min<std::int64_t>(count, kWidth); ++i) {
         const std::int64_t t = w.begin + i;
         if (t >= 0 && t < source.length) {
             w.from[i] = !index || index[t] == index[first + i] ? 1 : 0;
@@ -224,6 +224,40 @@ Word<T> word_of(const T* weight, std::int64_t stride, std::int64_t i, std::int64
         return weight[2 * i * stride].bits | second << 16;
     } else {
         return widen(weight[i * stride]);
+    }
+}
+
+// A weight [rows, inputs, taps] of any strides, in elements.
+template <typename T>
+struct Matrix {
+    const T* data;
+    std::int64_t row;
+    std::int64_t input;
+    std::int64_t tap;
+    std::int64_t rows;
+    std::int64_t inputs;
+    std::int64_t taps;
+
+    // Words along the taps and inputs, and in all when packed.
+    std::int64_t depth() const { return taps * words_of<T>(inputs); }
+    std::int64_t words() const { return tiles_of(rows) * kTileRows * depth(); }
+};
+
+// Tiles of rows [begin, end) of a matrix into its packed form, the taps in front.
+template <typename T>
+void pack_tiles(const Matrix<T>& m, std::int64_t begin, std::int64_t end, Word<T>* packed) {
+    const std::int64_t words = words_of<T>(m.inputs);
+    for (std::int64_t tile = begin; tile < end; ++tile) {
+        Word<T>* out = packed + tile * kTileRows * m.depth();
+        for (std::int64_t r = 0; r < kTileRows; ++r) {
+            const std::int64_t row = tile * kTileRows + r;
+            for (std::int64_t i = 0; i < words; ++i) {
+                for (std::int64_t k = 0; k < m.taps; ++k) {
+                    out[(k * words + i) * kTileRows + r] =
+                        row < m.rows ? word_of<T>(m.data + row * m.row + k * m.tap, m.input, i, m.inputs) : Word<T>{};
+                }
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 #include "cpu/isa/gather.h"
 #include "cpu/isa/heads.h"
 #include "cpu/isa/nade.h"
+#include "cpu/isa/wavenet.h"
 #include "cpu/kernel_table.h"
 
 namespace fastar::cpu::FASTAR_ISA {
@@ -30,6 +31,10 @@ const KernelTable table{
     .products_extent = products_extent,
     .delayed_products = delayed_products,
     .sum_products = sum_products,
+    .wavenet_extent = wavenet_extent,
+    .pack_wavenet = pack_wavenet,
+    .wavenet_forward = wavenet_forward,
+    .wavenet_backward = wavenet_backward,
     .depthwise_sum = depthwise_sum,
     .depthwise_gradients = depthwise_gradients,
     .executor =
