@@ -119,7 +119,7 @@ void bind_executor(py::module_& module) {
         .def_readonly("threads", &Plan::threads)
         .def_property_readonly("sharing",
                                [](const Plan& p) { return p.sharing == cpu::Sharing::kRows ? "rows" : "steps"; })
-        .def_readonly("predicted_ns", &Plan::predicted_ns)
+        .def_property_readonly("predicted_ns", &Plan::predicted_ns)
         .def_property_readonly("tasks", &tasks)
         .def_property_readonly("weight_bytes", [](const Plan& p) { return p.store.bytes(); })
         .def_property_readonly("own_floats", &Plan::own_floats)

@@ -201,8 +201,9 @@ class Sampler:
             self._job = job
 
     def explain(self) -> str:
-        """The executor and why, memory, and work per position."""
+        """The executor and why, memory, work per position, and its time: predicted, and measured after a run."""
         c = cost(self.program)
+        times = self.backend.times(self._open())
         lines = [
             f"{self.program.name}: {self.backend.name} ({self.backend.describe(self._open())})",
             *(f"  declined  {reason}" for reason in self.declined),
@@ -210,6 +211,7 @@ class Sampler:
             f"{_mib(c.row_bytes * self.batch_size)} for {self.batch_size} rows",
             f"  a step    {c.multiply_adds:,.0f} multiply-adds per row, {c.weights_read:,.0f} weights read, "
             f"{c.instructions:,.1f} instructions",
+            *([f"  time      {times}"] if times else []),
         ]
         return "\n".join(lines)
 
