@@ -25,6 +25,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "IAF": {"hidden": [64, 64], "layers": 5},
     "CharRNN": {"hidden": 256, "cell": "lstm"},
     "PixelCNN": {"width": 32, "depth": 4},
+    "GatedPixelCNN": {"width": 32, "depth": 4},
+    "PixelCNNpp": {"width": 32, "depth": 1, "components": 5},
+    "WaveNet": {"residual": 32, "skip": 64, "dilations": 9},
+    "Transformer": {"width": 128, "layers": 4, "heads": 4, "bos": 0},
 }
 
 

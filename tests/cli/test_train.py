@@ -105,6 +105,9 @@ def test_the_command_trains_resumes_and_samples_a_picture(tmp_path: Path, capsys
         ("DocNADE", "topics", ["hidden=8"]),
         ("CharRNN", "vowels", ["hidden=8"]),
         ("PixelCNN", "digits-binary", ["width=4", "depth=1"]),
+        ("PixelCNNpp", "digits", ["width=4", "components=2"]),
+        ("WaveNet", "vowels", ["residual=4", "skip=4", "dilations=2"]),
+        ("Transformer", "digits-binary", ["width=8", "layers=1", "heads=2"]),
         ("DeepNADE", "chain", ["hidden=[8]"]),
     ],
 )
