@@ -12,6 +12,7 @@
 #include "bindings/cuda_library.h"
 #include "bindings/executor.h"
 #include "bindings/heads.h"
+#include "bindings/lstm_scan.h"
 #include "bindings/nade.h"
 #include "common/memory.h"
 #include "cpu/dispatch.h"
@@ -106,5 +107,6 @@ PYBIND11_MODULE(_core, module) {
     fastar::bind_cuda_library(module);
     fastar::bind_executor(module);
     fastar::bind_heads(module);
+    fastar::bind_lstm_scan(module);
     fastar::bind_nade(module);
 }
