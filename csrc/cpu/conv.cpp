@@ -102,9 +102,9 @@ void pack_pixels(const PadArguments& arguments, std::int64_t images, float* pack
     }
 }
 
-Pieces pieces_of(std::span<const Run> runs) {
+Pieces pieces_of(std::span<const TapRun> runs) {
     Pieces pieces{.list = {}, .depth = 0};
-    for (const Run& run : runs) {
+    for (const TapRun& run : runs) {
         for (std::int64_t at = 0; at < run.length;) {
             const std::int64_t length = std::min(run.length - at, kChunk - pieces.depth % kChunk);
             pieces.list.push_back(
@@ -122,7 +122,7 @@ std::int64_t tap_sum_items(const TapSumArguments& arguments) {
     return panels_of(arguments.columns) * ((positions + kPositions - 1) / kPositions);
 }
 
-void tap_sum(const TapSumArguments& arguments, std::span<const Run> runs, int threads) {
+void tap_sum(const TapSumArguments& arguments, std::span<const TapRun> runs, int threads) {
     const Pieces pieces = pieces_of(runs);
     TapSumArguments a = arguments;
     a.pieces = pieces.list.data();

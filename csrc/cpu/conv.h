@@ -15,7 +15,7 @@
 namespace fastar::cpu {
 
 // Where a run starts, relative to the position's own element, and its length; both in elements.
-struct Run {
+struct TapRun {
     std::int64_t offset;
     std::int64_t length;
 };
@@ -53,13 +53,13 @@ struct Pieces {
     std::int64_t depth;
 };
 
-Pieces pieces_of(std::span<const Run> runs);
+Pieces pieces_of(std::span<const TapRun> runs);
 
 // How many items the kernel counts for these arguments.
 std::int64_t tap_sum_items(const TapSumArguments& arguments);
 
 // out[position] = bias + the runs of that position times the packed matrix, whose depth is the runs' total length. The
 // order of each sum depends on the runs alone.
-void tap_sum(const TapSumArguments& arguments, std::span<const Run> runs, int threads);
+void tap_sum(const TapSumArguments& arguments, std::span<const TapRun> runs, int threads);
 
 }  // namespace fastar::cpu

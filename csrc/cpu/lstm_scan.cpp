@@ -85,7 +85,7 @@ class Handed {
           left_(left),
           image_((lanes + s.taps - 1) * channels),
           images_(images),
-          pieces_(pieces_of(std::array{Run{.offset = 0, .length = s.taps * channels}})),
+          pieces_(pieces_of(std::array{TapRun{.offset = 0, .length = s.taps * channels}})),
           values_(static_cast<std::size_t>(images * image_), 0.0f) {}
 
     float* lane(std::int64_t image, std::int64_t n) {

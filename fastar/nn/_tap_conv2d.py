@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastar import _checks
-from fastar.ops.masked_conv2d import masked_conv2d
+from fastar.ops.masked_conv2d import check_halves, tap_conv2d
 from fastar.ops.tap_plan import Geometry, TapPlan
 from fastar.reference import activation as activations
 
@@ -46,7 +46,9 @@ class TapConv2d(nn.Module):
         self.out_channels = _checks.positive("out_channels", out_channels)
         self.kernel_size = kernel_size
         self.geometry = geometry
-        self.activation = activations.check(activation)
+        self.activation = activations.check(activation, gated=True)
+        if self.activation == activations.GATE:
+            check_halves("out_channels", out_channels)
         channels = (in_channels, out_channels) if geometry.transposed else (out_channels, in_channels)
         self.weight = nn.Parameter(torch.empty(*channels, *kernel_size, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
@@ -68,17 +70,7 @@ class TapConv2d(nn.Module):
         return torch.ones(self.weight.shape, dtype=torch.bool, device=self.weight.device) if mask is None else mask
 
     def forward(self, x: Tensor) -> Tensor:
-        geometry = self.geometry
-        return masked_conv2d(
-            x,
-            self.weight,
-            self.bias,
-            stride=geometry.stride,
-            padding=geometry.padding,
-            transposed=geometry.transposed,
-            activation=self.activation,
-            plan=self.plan,
-        )
+        return tap_conv2d(x, self.weight, self.bias, self.plan, self.geometry, self.activation)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TapConv2d:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -88,6 +80,9 @@ class TapConv2d(nn.Module):
     def _beside_weight(self, plan: TapPlan) -> TapPlan:
         # On the meta device the plan stays where it is: there it would lose what it says.
         return plan if self.weight.is_meta else plan.to(self.weight.device)
+
+    def extra_repr(self) -> str:
+        return self._describe(taps=list(self.plan.taps))
 
     def _describe(self, **options: object) -> str:
         parts = [str(self.in_channels), str(self.out_channels), f"kernel_size={self.kernel_size}"]

@@ -7,6 +7,7 @@ the input at ``p * stride + (ky, kx) - (top, left)``. Those offsets are all that
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -73,10 +74,17 @@ class Geometry:
             (size[1] + around[1] - kernel[1]) // self.stride[1] + 1,
         )
 
-    def empty_result(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The tensor that the result goes to, channels last where x or the weight is, as torch's own has it."""
+    def channels(self, weight: Tensor) -> int:
+        """Channels of the result."""
+        return weight.shape[1] if self.transposed else weight.shape[0]
+
+    def empty_result(self, x: Tensor, weight: Tensor, parts: int = 1) -> Tensor:
+        """The tensor that the result goes to, channels last where x or the weight is, as torch's own has it.
+
+        `parts`: a gate leaves one channel of two.
+        """
         size = self.result_size(x.shape[2:], weight.shape[2:])
-        channels = weight.shape[1] if self.transposed else weight.shape[0]
+        channels = self.channels(weight) // parts
         return torch.empty(
             x.shape[0], channels, *size, dtype=x.dtype, device=x.device, memory_format=format_of(x, weight)
         )
@@ -119,9 +127,14 @@ class Look(NamedTuple):
     tap: int
 
 
-def looks(taps: Sequence[int], kernel: Sequence[int], corner: Sequence[int]) -> list[Look]:
+def looks(taps: Sequence[int], kernel: Sequence[int], corner: Sequence[int]) -> tuple[Look, ...]:
     """Where the taps of a convolution look whose padding has this many rows above and columns on the left."""
-    return [Look(tap // kernel[1] - corner[0], tap % kernel[1] - corner[1], tap) for tap in taps]
+    return _looks(tuple(taps), kernel[1], tuple(corner))
+
+
+@functools.lru_cache(maxsize=1024)
+def _looks(taps: tuple[int, ...], width: int, corner: tuple[int, int]) -> tuple[Look, ...]:
+    return tuple(Look(tap // width - corner[0], tap % width - corner[1], tap) for tap in taps)
 
 
 class Phase(NamedTuple):
