@@ -14,6 +14,7 @@
 #include "bindings/delayed.h"
 #include "bindings/executor.h"
 #include "bindings/heads.h"
+#include "bindings/lstm_scan.h"
 #include "bindings/nade.h"
 #include "bindings/wavenet.h"
 #include "common/memory.h"
@@ -105,6 +106,7 @@ PYBIND11_MODULE(_core, module) {
     fastar::bind_cuda_library(module);
     fastar::bind_executor(module);
     fastar::bind_heads(module);
+    fastar::bind_lstm_scan(module);
     fastar::bind_nade(module);
     fastar::bind_wavenet(module);
 }
