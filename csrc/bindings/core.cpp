@@ -10,6 +10,7 @@
 
 #include "bindings/conv.h"
 #include "bindings/cuda_library.h"
+#include "bindings/cuda_program.h"
 #include "bindings/executor.h"
 #include "bindings/heads.h"
 #include "bindings/nade.h"
@@ -104,6 +105,7 @@ PYBIND11_MODULE(_core, module) {
                py::arg("rows"), py::arg("columns"), py::arg("threads"));
     fastar::bind_conv(module);
     fastar::bind_cuda_library(module);
+    fastar::bind_cuda_program(module);
     fastar::bind_executor(module);
     fastar::bind_heads(module);
     fastar::bind_nade(module);
