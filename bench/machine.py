@@ -125,6 +125,9 @@ def probe(device: torch.device, dtype: torch.dtype, *, quick: bool = False) -> P
 
 def _matrix_rate(device: torch.device, dtype: torch.dtype, clock: Clock, quick: bool) -> float:
     n = (512 if quick else 2048) if device.type == "cpu" else (2048 if quick else 8192)
+    if dtype == torch.int8:
+        a8, b8 = (torch.randint(-128, 128, (n, n), device=device, dtype=dtype) for _ in range(2))
+        return 2 * n**3 / _fastest(lambda: torch._int_mm(a8, b8.T), clock, 3 if quick else 7)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     ways: list[Callable[[], Tensor]] = [lambda: torch.mm(a, b), lambda: torch.mm(a, b.T)]
     if device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available():

@@ -138,7 +138,12 @@ def notes(results: Sequence[Result]) -> list[str]:
         for r in results
         if r.noisy
     ]
-    return absent + noisy
+    parts = [
+        f"{r.case.name}: {name}: one of {count:,} equal parts was timed, and its time multiplied"
+        for r in results
+        for name, count in r.parts.items()
+    ]
+    return absent + parts + noisy
 
 
 def plot(results: Sequence[Result], path: Path) -> None:

@@ -6,7 +6,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastar.bench import machine, timing
 from fastar.bench.machine import Machine, Probes
-from fastar.bench.registry import Absent, Call, Case
+from fastar.bench.registry import Absent, Call, Case, Part
 from fastar.bench.timing import Effort, Samples
 
 # Contenders may differ by what their dtypes round (bfloat16, tf32), far below what a wrong formula gives.
@@ -44,6 +44,8 @@ class Result:
     ours: Samples
     alternatives: dict[str, Samples]
     absent: dict[str, str]
+    # How many times the measured part of an alternative was multiplied.
+    parts: dict[str, int] = field(default_factory=dict)
 
     def us(self, samples: Samples) -> float:
         """The median in microseconds per unit."""
@@ -102,7 +104,7 @@ def measure(
     copies = math.ceil(CACHES * cache / case.bytes) if device.type == "cuda" else 1
     torch.manual_seed(0)
     before = machine.probe(device, case.dtype, quick=quick)
-    ours, alternatives, absent = _prepare(case, device, max(1, copies))
+    ours, alternatives, absent, parts = _prepare(case, device, max(1, copies))
     samples = timing.interleaved({"": ours, **alternatives}, timing.clock_for(device), effort, on_progress)
     after = machine.probe(device, case.dtype, quick=quick)
     if "torch._dynamo" in sys.modules:
@@ -120,16 +122,25 @@ def measure(
         cache_bytes=cache,
         threads=torch.get_num_threads(),
         ours=samples.pop(""),
-        alternatives=samples,
+        alternatives={name: _times(one, parts.get(name, 1)) for name, one in samples.items()},
         absent=absent,
+        parts=parts,
     )
 
 
-def _prepare(case: Case, device: torch.device, copies: int) -> tuple[Call, dict[str, Call], dict[str, str]]:
-    """Ours and the alternatives, called once per input set and now going through the sets, and who is absent why."""
+def _times(samples: Samples, count: int) -> Samples:
+    return Samples(tuple(count * one for one in samples.seconds))
+
+
+def _prepare(
+    case: Case, device: torch.device, copies: int
+) -> tuple[Call, dict[str, Call], dict[str, str], dict[str, int]]:
+    """Ours and the alternatives, called once per input set and now going through the sets; who is absent why, and who
+    does a part only."""
     ours: list[Call] = []
     alternatives: dict[str, list[Call]] = {}
     absent: dict[str, str] = {}
+    parts: dict[str, int] = {}
     for _ in range(copies):
         contenders = case.build(device)
         expected = contenders.ours()
@@ -140,6 +151,8 @@ def _prepare(case: Case, device: torch.device, copies: int) -> tuple[Call, dict[
             if isinstance(call, Absent):
                 absent[name] = call.reason
                 continue
+            if isinstance(call, Part):
+                parts[name], call = call.count, call.call
             try:
                 result = call()
             except Exception as error:
@@ -148,7 +161,7 @@ def _prepare(case: Case, device: torch.device, copies: int) -> tuple[Call, dict[
             _check_agreement(name, result, expected)
             alternatives.setdefault(name, []).append(call)
     present = {name: _in_turn(calls) for name, calls in alternatives.items() if name not in absent}
-    return _in_turn(ours), present, absent
+    return _in_turn(ours), present, absent, {name: count for name, count in parts.items() if name in present}
 
 
 def _in_turn(calls: list[Call]) -> Call:

@@ -1,7 +1,7 @@
 """Activations inside kernels: y = act(z) in float32, and act'(z) from what the forward kept.
 
 In PyTorch: fastar.reference.activation. The derivative is written in terms of y where that is possible and of z for
-gelu, gelu_tanh and silu, as there.
+gelu, gelu_tanh and silu, as there. The gate, tanh(a) sigmoid(b), takes two and has functions of its own.
 """
 
 import triton
@@ -76,3 +76,17 @@ def derivative(saved, ACTIVATION: tl.constexpr):
         s = tl.sigmoid(saved)
         slope = s + saved * s * (1.0 - s)
     return slope
+
+
+@triton.jit
+def gate(a, b):
+    """tanh(a) sigmoid(b), float32."""
+    return tanh(a) * tl.sigmoid(b)
+
+
+@triton.jit
+def gate_gradients(grad, a, b):
+    """The gradients of a and b from that of tanh(a) sigmoid(b), float32."""
+    t = tanh(a)
+    s = tl.sigmoid(b)
+    return grad * s * (1.0 - t * t), grad * t * s * (1.0 - s)

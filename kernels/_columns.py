@@ -17,7 +17,7 @@ from fastar.kernels import _activation, _launch
 # Elements that a block has in flight, 16 a thread, and so the widest row that it takes whole. A gradient's sums and
 # derivative leave registers for half as many only; neighbouring blocks then read the same sectors, from L2.
 _PERMUTED = 8192
-_DIFFERENTIATED = 4096
+DIFFERENTIATED = 4096
 
 
 @triton.jit
@@ -125,7 +125,7 @@ def sum_kernel(sums, out, P, N, STEP: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + n, tl.sum(total, 0).to(out.dtype.element_ty), mask=n < N)
 
 
-def _shape(rows: int, width: int, elements: int, device: torch.device) -> tuple[dict[str, int], int, int, int]:
+def shape_of_pass(rows: int, width: int, elements: int, device: torch.device) -> tuple[dict[str, int], int, int, int]:
     """Constants, blocks and warps of a pass, and its strips of rows: some four blocks per multiprocessor, or fewer."""
     block = min(elements, triton.next_power_of_2(max(width, 16)))
     tile = min(elements // block, triton.next_power_of_2(max(rows, 1)))
@@ -133,6 +133,14 @@ def _shape(rows: int, width: int, elements: int, device: torch.device) -> tuple[
     steps = max(1, min(16, rows * across // (4 * _launch.target_of(device).processors * tile)))
     strips = triton.cdiv(rows, steps * tile)
     return {"STEPS": steps, "ROWS": tile, "BLOCK": block}, across * strips, max(1, tile * block // 512), strips
+
+
+def add_strips(partial: Tensor, out: Tensor) -> None:
+    """out[n] = the sum of partial[p, n] over p, in a fixed order."""
+    P, N = partial.shape
+    block = 64
+    arguments = {"sums": partial, "out": out, "P": P, "N": N, "STEP": 16, "BLOCK": block}
+    _launch.launch(sum_kernel, (triton.cdiv(N, block),), out.device, arguments, num_warps=4)
 
 
 def permuted(
@@ -150,7 +158,7 @@ def permuted(
     if out is None:
         # Rows start on 128 bytes whatever their width, so that the product's loads stay whole vectors.
         out = source.new_empty(M, triton.cdiv(K, 64) * 64)[:, :K]
-    constants, blocks, warps, _ = _shape(M, K, _PERMUTED, source.device)
+    constants, blocks, warps, _ = shape_of_pass(M, K, _PERMUTED, source.device)
     arguments = {
         "source": source,
         "out": out,
@@ -185,7 +193,7 @@ def activation_gradient(
         return grad, None
     # The sums alone need no order.
     order = order if need_values else None
-    constants, blocks, warps, strips = _shape(M, N, _DIFFERENTIATED, grad.device)
+    constants, blocks, warps, strips = shape_of_pass(M, N, DIFFERENTIATED, grad.device)
     out = grad.new_empty(M, triton.cdiv(N, 64) * 64)[:, :N] if need_values else None
     partial = grad.new_empty(strips, N, dtype=torch.float32) if need_sums else None
     arguments = {
@@ -205,8 +213,6 @@ def activation_gradient(
         **constants,
     }
     _launch.launch(gradient_kernel, (blocks,), grad.device, arguments, num_warps=warps)
-    if sums is not None:
-        block = 64
-        arguments = {"sums": partial, "out": sums, "P": strips, "N": N, "STEP": 16, "BLOCK": block}
-        _launch.launch(sum_kernel, (triton.cdiv(N, block),), grad.device, arguments, num_warps=4)
+    if sums is not None and partial is not None:
+        add_strips(partial, sums)
     return grad if out is None else out, sums

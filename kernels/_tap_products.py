@@ -31,10 +31,14 @@ def pack_kernel(
     stride_wt,
     stride_mr,
     stride_mc,
+    PAIRED: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """packed[t * ROWS + r, c] = weight[r, c, tap t], 0 where t is the masked tap and mask[r, c] is not set."""
+    """packed[t * ROWS + r, c] = weight[r, c, tap t], 0 where t is the masked tap and mask[r, c] is not set.
+
+    PAIRED: columns of a gate's two halves take turns, so that a tile has both of what belongs together.
+    """
     row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     t = row // ROWS
@@ -42,10 +46,13 @@ def pack_kernel(
     known = row < T * ROWS
     tap = tl.load(table + 3 * t + 2, mask=known, other=0)
     inside = known[:, None] & (c < COLUMNS)[None, :]
-    at = r.to(tl.int64)[:, None] * stride_wr + c.to(tl.int64)[None, :] * stride_wc + tap[:, None] * stride_wt
+    column = c
+    if PAIRED:
+        column = c % 2 * (COLUMNS // 2) + c // 2
+    at = r.to(tl.int64)[:, None] * stride_wr + column.to(tl.int64)[None, :] * stride_wc + tap[:, None] * stride_wt
     values = tl.load(weight + at, mask=inside, other=0.0)
     if mask is not None:
-        at = r.to(tl.int64)[:, None] * stride_mr + c.to(tl.int64)[None, :] * stride_mc
+        at = r.to(tl.int64)[:, None] * stride_mr + column.to(tl.int64)[None, :] * stride_mc
         seen = tl.load(mask + at, mask=inside, other=0)
         values = tl.where((tap == masked)[:, None] & (seen == 0), 0.0, values)
     tl.store(packed + row.to(tl.int64)[:, None] * COLUMNS + c[None, :], values, mask=inside)
@@ -88,9 +95,31 @@ def _write(acc, bias, y, z, rows, inside_m, first_n, N, ACTIVATION: tl.constexpr
 
 
 @triton.jit
+def _write_gated(acc, bias, y, z, rows, inside_m, first_n, N):
+    """`_write` where columns 2 n and 2 n + 1 of the tile are channels n and N / 2 + n of z, and y is their gate.
+
+    Both y and z are channels last, so that rows of z begin at twice what those of y begin at.
+    """
+    HALF = N // 2
+    n = first_n // 2 + tl.arange(0, acc.shape[1] // 2)
+    a, b = tl.split(tl.reshape(acc, (acc.shape[0], acc.shape[1] // 2, 2)))
+    if bias is not None:
+        a += tl.load(bias + n, mask=n < HALF, other=0.0).to(tl.float32)[None, :]
+        b += tl.load(bias + HALF + n, mask=n < HALF, other=0.0).to(tl.float32)[None, :]
+    inside = inside_m[:, None] & (n < HALF)[None, :]
+    if z is not None:
+        at = 2 * rows[:, None] + n[None, :]
+        tl.store(z + at, a.to(z.dtype.element_ty), mask=inside)
+        tl.store(z + at + HALF, b.to(z.dtype.element_ty), mask=inside)
+    tl.store(y + rows[:, None] + n[None, :], _activation.gate(a, b).to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def _finish(acc, bias, y, z, rows, inside_m, first_n, N, ACTIVATION: tl.constexpr):
     """`_write` in parts of 8192 values: the activation of a large tile at once would not fit the registers."""
-    if acc.shape[0] * acc.shape[1] <= 8192:
+    if acc.shape[0] * acc.shape[1] <= 8192 and ACTIVATION == "tanh_gate":
+        _write_gated(acc, bias, y, z, rows, inside_m, first_n, N)
+    elif acc.shape[0] * acc.shape[1] <= 8192:
         _write(acc, bias, y, z, rows, inside_m, first_n, N, ACTIVATION)
     else:
         HALF: tl.constexpr = acc.shape[1] // 2
@@ -136,7 +165,8 @@ def tap_sum_kernel(
 ):
     """y[p, n] = act(z[p, n]), z[p, n] = b[n] + sum over taps t and channels k of source[p * step + t, k] W[t, k, n].
 
-    Where the T taps look: `_look`. ALIGNED: K is a multiple of BLOCK_K, so that a step has one tap.
+    A gate's columns are paired, see `pack_kernel`, and y has N / 2. Where the T taps look: `_look`. ALIGNED: K is a
+    multiple of BLOCK_K, so that a step has one tap.
     """
     tiles_n = tl.cdiv(N, BLOCK_N)
     # Tiles of the same positions lie beside each other: what they read of the source is shared through L2.

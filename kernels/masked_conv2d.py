@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastar.kernels import _columns, _launch, _tap_products, _tiles, _tuning
+from fastar.kernels import _columns, _gate, _launch, _tap_products, _tiles, _tuning
 from fastar.kernels._launch import Config
 
 Look = tuple[int, int, int]
@@ -66,9 +66,14 @@ def _matrix(t: Tensor) -> Tensor:
 
 
 def _packed(
-    weight: Tensor, looks: tuple[Look, ...], transposed: bool, channel_mask: Tensor | None, masked: int
+    weight: Tensor,
+    looks: tuple[Look, ...],
+    transposed: bool,
+    channel_mask: Tensor | None,
+    masked: int,
+    paired: bool,
 ) -> Tensor:
-    """W [out, in, h, w] as [taps x in, out], or transposed as [taps x out, in], masked."""
+    """W [out, in, h, w] as [taps x in, out], or transposed as [taps x out, in], masked; paired for a gate."""
     flat = weight.flatten(2)
     rows, columns = (0, 1) if transposed else (1, 0)
     depth = len(looks) * weight.shape[rows]
@@ -89,6 +94,7 @@ def _packed(
         "stride_wt": flat.stride(2),
         "stride_mr": 0 if mask is None else mask.stride(rows),
         "stride_mc": 0 if mask is None else mask.stride(columns),
+        "PAIRED": paired,
         "BLOCK_R": block_rows,
         "BLOCK_C": block_columns,
     }
@@ -121,14 +127,15 @@ def tap_sum(
     """y[p] = act(z[p]), z[p] = b + the looks' sum of W[tap] source[p * step + (dy, dx)], into y and, if given, z.
 
     `source`, `y` and `z` (laid out as y) have their channels side by side; y may be every n-th row and column of a
-    tensor. With no looks the sum is empty.
+    tensor. With no looks the sum is empty. A gate leaves y half of z's channels.
     """
     listed = tuple(looks)
-    N, K = y.shape[1], source.shape[1]
+    gated = activation == "tanh_gate"
+    N, K = y.shape[1] * (2 if gated else 1), source.shape[1]
     M = y.shape[0] * y.shape[2] * y.shape[3]
     if M * N == 0:
         return
-    packed = _packed(weight, listed, transposed, channel_mask, masked) if listed and K else weight
+    packed = _packed(weight, listed, transposed, channel_mask, masked, gated) if listed and K else weight
     precision = _precision(source.dtype, allow_tf32)
 
     def run(config: Config) -> None:
@@ -274,9 +281,13 @@ def activation_gradient(
     """g = grad * act'(saved), channels last and without gaps between its pixels' rows, and its sum over positions."""
     batch, _, height, width = grad.shape
     kept = None if saved is None or activation == "none" else _matrix(saved)
-    g, sums = _columns.activation_gradient(
-        _matrix(grad), kept, activation, None, need_values=need_values, need_sums=need_bias
-    )
+    if activation == "tanh_gate":
+        assert kept is not None
+        g, sums = _gate.gradient(_matrix(grad), kept, need_values=need_values, need_sums=need_bias)
+    else:
+        g, sums = _columns.activation_gradient(
+            _matrix(grad), kept, activation, None, need_values=need_values, need_sums=need_bias
+        )
     return channels_last(g.unflatten(0, (batch, height, width)).permute(0, 3, 1, 2)), sums
 
 
@@ -298,11 +309,12 @@ def compile_cases() -> Iterator[tuple[str, Callable[[], None]]]:
             )
             weight = torch.empty(N, K, kernel, kernel, dtype=dtype, device="meta")
             mask = torch.empty(N, K, dtype=torch.bool, device="meta") if activation == "gelu" else None
-            y = torch.empty_like(grad)
-            z = torch.empty_like(y) if activation == "gelu" else None
+            gated = activation == "tanh_gate"
+            y = torch.empty_like(grad[:, : N // 2] if gated else grad, memory_format=torch.channels_last)
+            z = torch.empty_like(grad) if gated or activation == "gelu" else None
             shared = (weight, False, mask, taps[-1])
             tap_sum(x, looks, (1, 1), *shared, weight[0, 0, 0, :1].expand(N), y, z, activation, allow_tf32)
-            g, _ = activation_gradient(grad, z if z is not None else y, activation, need_values=True, need_bias=True)
+            g, _ = activation_gradient(y, z if z is not None else y, activation, need_values=True, need_bias=True)
             tap_sum(
                 g, flipped, (1, 1), weight, True, mask, taps[-1], None, torch.empty_like(x), None, "none", allow_tf32
             )
@@ -315,6 +327,8 @@ def compile_cases() -> Iterator[tuple[str, Callable[[], None]]]:
         (torch.float16, (3, 128), 7, "gelu", False),
         (torch.float32, (256, 256), 5, "elu", False),
         (torch.float32, (3, 120), 7, "tanh", True),
+        (torch.bfloat16, (128, 256), 3, "tanh_gate", False),
+        (torch.float32, (128, 256), 3, "tanh_gate", False),
     ):
         name = f"{str(dtype).removeprefix('torch.')}{' tf32' if allow_tf32 else ''}, {channels}, {kernel}, {activation}"
         yield name, case(dtype, channels, kernel, activation, allow_tf32)

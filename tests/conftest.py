@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+# Tests that run side by side share the cores: torch's threads, which spin between its calls, would take them from each
+# other. Set before torch is loaded, and inherited by the processes that tests start; a test about threads sets its own.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 

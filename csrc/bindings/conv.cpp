@@ -10,17 +10,14 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/address.h"
 #include "bindings/conv.h"
+#include "bindings/element.h"
 
 namespace py = pybind11;
 
 namespace fastar {
 namespace {
-
-template <typename T>
-T* at(std::uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 void pack_taps(std::uintptr_t weight, std::array<std::int64_t, 3> strides, std::array<std::int64_t, 2> sizes,
                const std::vector<std::int64_t>& taps, std::uintptr_t mask, std::int64_t masked, bool transposed,
@@ -35,13 +32,6 @@ void pack_taps(std::uintptr_t weight, std::array<std::int64_t, 3> strides, std::
                     .mask = at<const std::uint8_t>(mask),
                     .masked = masked},
                    transposed, at<float>(packed), threads);
-}
-
-cpu::Element element_of(const std::string& dtype) {
-    if (dtype == "float32") return cpu::Element::float32;
-    if (dtype == "bfloat16") return cpu::Element::bfloat16;
-    if (dtype == "float16") return cpu::Element::float16;
-    throw std::invalid_argument("dtype: expected float32, bfloat16 or float16, got " + dtype);
 }
 
 cpu::PadArguments source_of(const std::string& dtype, std::uintptr_t source, const std::array<std::int64_t, 4>& strides,
@@ -79,7 +69,7 @@ void tap_sum(std::uintptr_t source, std::array<std::int64_t, 3> source_strides, 
              std::uintptr_t bias, const std::string& dtype, std::uintptr_t out, std::array<std::int64_t, 4> out_strides,
              std::array<std::int64_t, 4> sizes, const std::vector<std::pair<std::int64_t, std::int64_t>>& runs,
              int threads) {
-    std::vector<cpu::Run> list;
+    std::vector<cpu::TapRun> list;
     for (const auto& [offset, length] : runs) list.push_back({offset, length});
     cpu::tap_sum({.source = at<const float>(source),
                   .source_image = source_strides[0],

@@ -8,9 +8,11 @@
 #include <stdexcept>
 #include <string>
 
+#include "bindings/address.h"
 #include "bindings/conv.h"
 #include "bindings/cuda_library.h"
 #include "bindings/cuda_program.h"
+#include "bindings/delayed.h"
 #include "bindings/executor.h"
 #include "bindings/heads.h"
 #include "bindings/nade.h"
@@ -22,11 +24,6 @@
 namespace py = pybind11;
 
 namespace {
-
-template <typename T>
-T* at(std::uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 template <typename Run>
 void by_element_size(int bytes, Run run) {
@@ -44,13 +41,13 @@ void gather(int element_size, std::uintptr_t source, std::int64_t source_stride,
             std::int64_t out_stride, std::int64_t rows, std::int64_t columns, int threads) {
     by_element_size(element_size, [&](auto element) {
         using T = decltype(element);
-        fastar::cpu::gather<T>({.source = at<const T>(source),
+        fastar::cpu::gather<T>({.source = fastar::at<const T>(source),
                                 .source_stride = source_stride,
-                                .row_index = at<const std::int32_t>(row_index),
-                                .column_index = at<const std::int32_t>(column_index),
-                                .limit = at<const std::int32_t>(limit),
+                                .row_index = fastar::at<const std::int32_t>(row_index),
+                                .column_index = fastar::at<const std::int32_t>(column_index),
+                                .limit = fastar::at<const std::int32_t>(limit),
                                 .limit_counts_source_columns = limit_counts_source_columns,
-                                .out = at<T>(out),
+                                .out = fastar::at<T>(out),
                                 .out_stride = out_stride,
                                 .columns = columns},
                                rows, threads);
@@ -62,11 +59,11 @@ void masked_copy(int element_size, std::uintptr_t source, std::int64_t source_st
                  std::int64_t columns, int threads) {
     by_element_size(element_size, [&](auto element) {
         using T = decltype(element);
-        fastar::cpu::masked_copy<T>({.source = at<const T>(source),
+        fastar::cpu::masked_copy<T>({.source = fastar::at<const T>(source),
                                      .source_stride = source_stride,
-                                     .mask = at<const std::uint8_t>(mask),
+                                     .mask = fastar::at<const std::uint8_t>(mask),
                                      .mask_stride = mask_stride,
-                                     .out = at<T>(out),
+                                     .out = fastar::at<T>(out),
                                      .out_stride = out_stride,
                                      .columns = columns},
                                     rows, threads);
@@ -90,12 +87,12 @@ PYBIND11_MODULE(_core, module) {
     module.def(
         "fingerprint",
         [](std::uintptr_t data, std::size_t bytes, int threads) {
-            return fastar::cpu::fingerprint(at<const void>(data), bytes, threads);
+            return fastar::cpu::fingerprint(fastar::at<const void>(data), bytes, threads);
         },
         py::arg("data"), py::arg("bytes"), py::arg("threads"), release);
     module.def(
         "prefer_huge_pages",
-        [](std::uintptr_t data, std::size_t bytes) { fastar::prefer_huge_pages(at<void>(data), bytes); },
+        [](std::uintptr_t data, std::size_t bytes) { fastar::prefer_huge_pages(fastar::at<void>(data), bytes); },
         py::arg("data"), py::arg("bytes"));
     module.def("gather", &gather, release, py::arg("element_size"), py::arg("source"), py::arg("source_stride"),
                py::arg("row_index"), py::arg("column_index"), py::arg("limit"), py::arg("limit_counts_source_columns"),
@@ -104,6 +101,7 @@ PYBIND11_MODULE(_core, module) {
                py::arg("source_stride"), py::arg("mask"), py::arg("mask_stride"), py::arg("out"), py::arg("out_stride"),
                py::arg("rows"), py::arg("columns"), py::arg("threads"));
     fastar::bind_conv(module);
+    fastar::bind_delayed(module);
     fastar::bind_cuda_library(module);
     fastar::bind_cuda_program(module);
     fastar::bind_executor(module);

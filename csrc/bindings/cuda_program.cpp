@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/address.h"
 #include "bindings/cuda_library.h"
 #include "bindings/read_program.h"
 #include "cuda/assemble.h"
@@ -24,19 +25,19 @@ namespace {
 using cuda::Assembly;
 using cuda::SharedLayout;
 
-template <typename T>
-T* address(const py::handle& value) {
-    return value.is_none() ? nullptr : reinterpret_cast<T*>(value.cast<std::uintptr_t>());
-}
-
 std::shared_ptr<Assembly> assemble(const py::object& program, const py::dict& weights, const std::string& precision,
-                                   std::int64_t fast_numbers) {
+                                   std::int64_t fast_numbers, std::int64_t resident_bytes, std::int64_t blocks,
+                                   bool contents) {
     const std::map<std::string, cuda::Precision> precisions{{"float32", cuda::Precision::kFloat32},
                                                             {"bfloat16", cuda::Precision::kBfloat16},
                                                             {"float16", cuda::Precision::kFloat16},
                                                             {"int8", cuda::Precision::kInt8}};
     cpu::Program read = read_program(program, weights);
-    const cuda::AssemblyOptions options{.precision = precisions.at(precision), .fast_numbers = fast_numbers};
+    const cuda::AssemblyOptions options{.precision = precisions.at(precision),
+                                        .fast_numbers = fast_numbers,
+                                        .resident_bytes = resident_bytes,
+                                        .blocks = blocks,
+                                        .contents = contents};
     const py::gil_scoped_release release;
     return std::make_shared<Assembly>(std::move(read), options);
 }
@@ -153,14 +154,16 @@ void bind_cuda_program(py::module_& module) {
     module.attr("CUDA_MOST_ROWS") = cuda::kMaxRows;
     module.attr("CUDA_MOST_THREADS") = cuda::kMostThreads;
     py::class_<Assembly, std::shared_ptr<Assembly>>(module, "CudaProgram", "A step program, packed for csrc/cuda.")
-        .def(py::init(&assemble), py::arg("program"), py::arg("weights"), py::arg("precision"), py::arg("fast_numbers"))
-        .def_property_readonly("bytes", [](const Assembly& a) { return a.bytes.size(); })
+        .def(py::init(&assemble), py::arg("program"), py::arg("weights"), py::arg("precision"), py::arg("fast_numbers"),
+             py::arg("resident_bytes"), py::arg("blocks"), py::arg("contents"))
+        .def_readonly("bytes", &Assembly::size)
         .def(
             "copy_to",
             [](const Assembly& a, std::uintptr_t to) {
                 std::memcpy(reinterpret_cast<void*>(to), a.bytes.data(), a.bytes.size());
             },
             py::arg("to"))
+        .def_property_readonly("resident_bytes", [](const Assembly& a) { return a.stretch.resident_bytes; })
         .def_readonly("fast", &Assembly::fast)
         .def_readonly("slow", &Assembly::slow)
         .def_property_readonly("buffers",
@@ -180,7 +183,8 @@ void bind_cuda_program(py::module_& module) {
                                        {"commands", a.tally.commands},
                                        {"block_meetings", a.tally.block_meetings},
                                        {"team_meetings", a.tally.team_meetings},
-                                       {"weight_bytes", a.tally.weight_bytes}};
+                                       {"weight_bytes", a.tally.weight_bytes},
+                                       {"resident_bytes", a.tally.resident_bytes}};
                                })
         .def(
             "shared_bytes",

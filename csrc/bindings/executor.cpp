@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/address.h"
 #include "bindings/read_program.h"
 #include "cpu/executor/plan.h"
 #include "cpu/executor/run.h"
@@ -19,11 +20,6 @@ namespace {
 
 using cpu::Plan;
 using cpu::Run;
-
-template <typename T>
-T* address(const py::handle& value) {
-    return value.is_none() ? nullptr : reinterpret_cast<T*>(value.cast<std::uintptr_t>());
-}
 
 std::shared_ptr<Plan> make_plan(const py::object& program, const py::dict& weights, const std::string& precision,
                                 int threads, std::int64_t rows, const std::string& sharing) {
@@ -121,6 +117,7 @@ void bind_executor(py::module_& module) {
         .def_readonly("predicted_ns", &Plan::predicted_ns)
         .def_property_readonly("tasks", &tasks)
         .def_property_readonly("weight_bytes", [](const Plan& p) { return p.store.bytes(); })
+        .def_property_readonly("own_floats", &Plan::own_floats)
         .def_property_readonly("row_bytes", [](const Plan& p) { return p.layout.row_stride * 4; });
     py::class_<Run>(module, "Run", "A run of a Plan; borrows the memory that its request names.")
         .def(py::init(&make_run), py::arg("plan"), py::arg("request"))
@@ -142,7 +139,13 @@ void bind_executor(py::module_& module) {
             [](Run& run, std::size_t buffer, std::uintptr_t from) {
                 run.write(buffer, reinterpret_cast<const float*>(from));
             },
-            py::arg("buffer"), py::arg("from"));
+            py::arg("buffer"), py::arg("from"))
+        .def(
+            "read_own", [](const Run& run, std::uintptr_t to) { run.read_own(reinterpret_cast<float*>(to)); },
+            py::arg("to"))
+        .def(
+            "write_own", [](Run& run, std::uintptr_t from) { run.write_own(reinterpret_cast<const float*>(from)); },
+            py::arg("from"));
 }
 
 }  // namespace fastar

@@ -8,17 +8,13 @@
 #include <string>
 #include <utility>
 
+#include "bindings/address.h"
 #include "cpu/heads.h"
 
 namespace py = pybind11;
 
 namespace fastar {
 namespace {
-
-template <typename T>
-T* at(std::uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 template <typename Value, std::size_t kCount>
 Value named(const char* what, const std::string& name, const std::array<std::pair<const char*, Value>, kCount>& known) {
@@ -38,7 +34,7 @@ cpu::LogProbKind kind_of(const std::string& name) {
                                         {"logistic", kLogistic}}});
 }
 
-cpu::HeadElement element_of(const std::string& name) {
+cpu::HeadElement head_element_of(const std::string& name) {
     using enum cpu::HeadElement;
     return named<cpu::HeadElement, 5>("dtype", name,
                                       {{{"float32", kFloat32},
@@ -63,8 +59,8 @@ void bind_heads(py::module_& module) {
                          std::int64_t channels) {
                  cpu::Heads heads{};
                  heads.kind = kind_of(kind);
-                 heads.type = element_of(dtype);
-                 heads.x_type = element_of(x_dtype);
+                 heads.type = head_element_of(dtype);
+                 heads.x_type = head_element_of(x_dtype);
                  heads.outer = sizes[0];
                  heads.size = sizes[1];
                  heads.inner = sizes[2];

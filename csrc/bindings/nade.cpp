@@ -4,17 +4,13 @@
 #include <stdexcept>
 #include <string>
 
+#include "bindings/address.h"
 #include "cpu/nade.h"
 
 namespace py = pybind11;
 
 namespace fastar {
 namespace {
-
-template <typename T>
-T* at(std::uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 cpu::NadeActivation activation_of(const std::string& name) {
     if (name == "sigmoid") return cpu::NadeActivation::kSigmoid;

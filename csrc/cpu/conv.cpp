@@ -102,11 +102,11 @@ void pack_pixels(const PadArguments& arguments, std::int64_t images, float* pack
     }
 }
 
-void tap_sum(const TapSumArguments& arguments, std::span<const Run> runs, int threads) {
+void tap_sum(const TapSumArguments& arguments, std::span<const TapRun> runs, int threads) {
     // Runs are cut and joined into chunks of equal depth.
     std::vector<Piece> pieces;
     std::int64_t depth = 0;
-    for (const Run& run : runs) {
+    for (const TapRun& run : runs) {
         for (std::int64_t at = 0; at < run.length;) {
             const std::int64_t length = std::min(run.length - at, kChunk - depth % kChunk);
             pieces.push_back(

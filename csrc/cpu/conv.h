@@ -14,7 +14,7 @@
 namespace fastar::cpu {
 
 // Where a run starts, relative to the position's own element, and its length; both in elements.
-struct Run {
+struct TapRun {
     std::int64_t offset;
     std::int64_t length;
 };
@@ -48,6 +48,6 @@ void pack_pixels(const PadArguments& arguments, std::int64_t images, float* pack
 
 // out[position] = bias + the runs of that position times the packed matrix, whose depth is the runs' total length. The
 // order of each sum depends on the runs alone.
-void tap_sum(const TapSumArguments& arguments, std::span<const Run> runs, int threads);
+void tap_sum(const TapSumArguments& arguments, std::span<const TapRun> runs, int threads);
 
 }  // namespace fastar::cpu

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/delayed.h"
+#include "cpu/element.h"
 #include "cpu/executor/kernels.h"
 #include "cpu/heads.h"
 
@@ -67,9 +69,6 @@ struct Piece {
     std::int64_t length;
     bool ends_chunk;
 };
-
-// What a tensor's elements are; sums are in float32.
-enum class Element { float32, bfloat16, float16 };
 
 // out[i, c, y, x] = source[i, c, y - top, x - left] as float32, 0 outside the source's channels, height and width. Of
 // the output, channels or pixels lie side by side. The strides are in the order of the indices.
@@ -180,6 +179,20 @@ struct KernelTable {
     void (*pad)(const PadArguments&, std::int64_t begin, std::int64_t end);
     // Items are numbered panel by panel, in each panel block of positions by block.
     void (*tap_sum)(const TapSumArguments&, std::int64_t begin, std::int64_t end);
+    // See delayed.h; tiles of the weight, then items of a sum, are numbered from 0.
+    DelayedExtent (*delayed_extent)(const DelayedSum&);
+    void (*pack_delayed)(const DelayedSum&, std::int64_t begin, std::int64_t end, void* packed);
+    void (*delayed_sum)(const DelayedSum&, const void* packed, std::int64_t begin, std::int64_t end);
+    ProductsExtent (*products_extent)(const DelayedProducts&);
+    void (*delayed_products)(const DelayedProducts&, const ProductsExtent&, float* partial, std::int64_t begin,
+                             std::int64_t end);
+    // Outputs of all groups.
+    void (*sum_products)(const DelayedProducts&, const ProductsExtent&, const float* partial, std::int64_t begin,
+                         std::int64_t end);
+    // Channels of all rows of the batch.
+    void (*depthwise_sum)(const DepthwiseSum&, std::int64_t begin, std::int64_t end);
+    // Channels, each over the whole batch.
+    void (*depthwise_gradients)(const DepthwiseGradients&, std::int64_t begin, std::int64_t end);
     ExecutorKernels executor;
 };
 

@@ -256,10 +256,13 @@ class Assembler {
     }
 
     std::int64_t append(const void* from, std::int64_t bytes) {
-        const std::size_t begin = (weights_.size() + 255) / 256 * 256;
-        weights_.resize(begin + static_cast<std::size_t>(bytes));
-        std::memcpy(weights_.data() + begin, from, static_cast<std::size_t>(bytes));
-        return static_cast<std::int64_t>(begin);
+        const std::int64_t begin = (weight_bytes_ + 255) / 256 * 256;
+        weight_bytes_ = begin + bytes;
+        if (options_.contents) {
+            weights_.resize(static_cast<std::size_t>(weight_bytes_));
+            std::memcpy(weights_.data() + begin, from, static_cast<std::size_t>(bytes));
+        }
+        return begin;
     }
 
     std::int64_t table(int weight) {
@@ -298,20 +301,54 @@ class Assembler {
         } else {
             auto& held = packed_[{i.weight, banks, taps}];
             if (held.bank_bytes == 0) {
-                const Packed m =
-                    pack(program_.weights[at(i.weight)].floats,
-                         {.banks = banks, .outputs = c.outputs, .taps = taps, .inputs = c.inputs}, c.storage);
-                held = {append(m.weights.data(), static_cast<std::int64_t>(m.weights.size())), -1, m.bank_bytes};
-                if (!m.scales.empty()) {
-                    held.scales = append(m.scales.data(), 4 * static_cast<std::int64_t>(m.scales.size()));
-                }
+                const MatrixShape all{.banks = banks, .outputs = c.outputs, .taps = taps, .inputs = c.inputs};
+                held = keep(program_.weights[at(i.weight)].floats, all, c.storage);
             }
             c.weight = held.weights;
             c.scales = held.scales;
             c.bank_bytes = held.bank_bytes;
+            c.tile_bytes = held.tile_bytes;
+            c.resident = held.resident;
+            const std::int64_t steps = taps * ((c.inputs + kStep - 1) / kStep);
+            c.parts = narrow(std::clamp<std::int64_t>(steps / kStepsPerPart, 1, kMaxParts));
+            to_.stretch.most_parts = std::max(to_.stretch.most_parts, c.parts);
         }
         const double share = i.spans < 0 ? 1.0 : 1.0 / static_cast<double>(program_.weights[at(i.spans)].shape[0] - 1);
         to_.tally.weight_bytes += static_cast<std::int64_t>(share * static_cast<double>(c.bank_bytes));
+        if (c.resident >= 0) to_.tally.resident_bytes += c.bank_bytes;
+    }
+
+    struct Held {
+        std::int64_t weights = 0;
+        std::int64_t scales = -1;
+        std::int64_t bank_bytes = 0;
+        std::int64_t resident = -1;
+        std::int32_t tile_bytes = 0;
+    };
+
+    Held keep(const float* weights, const MatrixShape& shape, Storage storage) {
+        Held held;
+        held.tile_bytes = narrow(tile_bytes(shape, storage));
+        const std::int64_t tiles = (shape.outputs + outputs_of_tile(storage) - 1) / outputs_of_tile(storage);
+        held.bank_bytes = tiles * held.tile_bytes;
+        if (options_.contents) {
+            const Packed m = pack(weights, shape, storage);
+            held.weights = append(m.weights.data(), static_cast<std::int64_t>(m.weights.size()));
+            if (!m.scales.empty()) {
+                held.scales = append(m.scales.data(), 4 * static_cast<std::int64_t>(m.scales.size()));
+            }
+        } else {
+            held.weights = append(nullptr, shape.banks * held.bank_bytes);
+            if (storage == Storage::kInt8) held.scales = append(nullptr, 4 * shape.banks * shape.outputs);
+        }
+        Stretch& s = to_.stretch;
+        const std::int64_t own = (tiles + options_.blocks - 1) / options_.blocks * shape.banks * held.tile_bytes;
+        if (s.resident_bytes + own <= options_.resident_bytes) {
+            held.resident = s.resident_bytes;
+            s.resident_bytes += own;
+            residents_.push_back({held.weights, held.resident, held.tile_bytes, narrow(tiles), narrow(shape.banks), 0});
+        }
+        return held;
     }
 
     static Storage storage_of(Precision precision) {
@@ -490,23 +527,22 @@ class Assembler {
         s.entries = put(entries_);
         s.addresses = put(addresses_);
         s.laws = put(laws_);
+        s.residents = put(residents_);
+        s.resident_count = narrow(static_cast<std::int64_t>(residents_.size()));
         // The commands name weights by their distance from the beginning, known once everything before them is placed.
         s.commands = put(commands_);
         const auto begin = static_cast<std::int64_t>((to_.bytes.size() + 255) / 256 * 256);
+        for (Resident& one : residents_) one.from += begin;
         for (Command& c : commands_) {
             for (std::int64_t* one : {&c.weight, &c.bias, &c.scales, &c.spans, &c.reach}) {
                 if (*one >= 0) *one += begin;
             }
         }
         std::memcpy(to_.bytes.data() + s.commands, commands_.data(), commands_.size() * sizeof(Command));
+        std::memcpy(to_.bytes.data() + s.residents, residents_.data(), residents_.size() * sizeof(Resident));
         put(weights_);
+        to_.size = begin + weight_bytes_;
     }
-
-    struct Held {
-        std::int64_t weights = 0;
-        std::int64_t scales = -1;
-        std::int64_t bank_bytes = 0;
-    };
 
     const Program& program_;
     const AssemblyOptions& options_;
@@ -515,7 +551,9 @@ class Assembler {
     std::vector<Command> commands_;
     std::vector<Address> addresses_;
     std::vector<Head> laws_;
+    std::vector<Resident> residents_;
     std::vector<std::byte> weights_;
+    std::int64_t weight_bytes_ = 0;
     std::map<int, std::int64_t> tables_;
     std::map<std::tuple<int, std::int64_t, std::int64_t>, Held> packed_;
     std::vector<Before> since_block_;

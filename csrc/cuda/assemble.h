@@ -14,7 +14,10 @@ enum class Precision { kFloat32, kBfloat16, kFloat16, kInt8 };
 
 struct AssemblyOptions {
     Precision precision = Precision::kFloat32;
-    std::int64_t fast_numbers = 0;  // of a row, that may lie in shared memory
+    std::int64_t fast_numbers = 0;    // of a row, that may lie in shared memory
+    std::int64_t resident_bytes = 0;  // of matrices, that a block may keep in shared memory
+    std::int64_t blocks = 1;          // of a team
+    bool contents = true;             // false: all but the weights themselves, to see what fits
 };
 
 // What a pass over all commands costs a team, each command counted once.
@@ -22,7 +25,8 @@ struct Tally {
     std::int64_t commands = 0;
     std::int64_t block_meetings = 0;
     std::int64_t team_meetings = 0;
-    std::int64_t weight_bytes = 0;  // read
+    std::int64_t weight_bytes = 0;    // read, of all blocks
+    std::int64_t resident_bytes = 0;  // of these, from shared memory
 };
 
 struct Assembly {
@@ -32,6 +36,7 @@ struct Assembly {
         std::int64_t size;
     };
     std::vector<std::byte> bytes;
+    std::int64_t size = 0;  // of `bytes`, were they there
     Stretch stretch{};
     std::vector<Where> buffers;  // of the program, in its order
     std::int64_t fast = 0;       // numbers of a row

@@ -90,6 +90,15 @@ enum class Op : std::uint8_t {
 // of which 4 lanes share each. The others: fragments of 16 outputs x 16 inputs for the matrix instruction.
 enum class Storage : std::uint8_t { kRows, kFloat32, kBfloat16, kFloat16, kInt8 };
 
+// Inputs that one step of a tile takes, and the steps that are worth a warp of their own.
+constexpr int kStep = 16;
+constexpr int kStepsPerPart = 8;
+constexpr int kMaxParts = 12;
+
+constexpr int outputs_of_tile(Storage storage) {
+    return storage == Storage::kRows ? 1 : storage == Storage::kFloat32 ? 8 : 16;
+}
+
 // Who has to have come to this point before a command may begin.
 enum class Meeting : std::uint8_t { kNobody, kBlock, kTeam };
 
@@ -127,6 +136,9 @@ struct Command {
     std::int64_t spans = -1;
     std::int64_t reach = -1;
     std::int64_t bank_bytes = 0;
+    std::int64_t resident = -1;  // where its tiles lie in the block's shared memory, behind the fast space
+    std::int32_t tile_bytes = 0;
+    std::int32_t parts = 1;  // of a tile's inputs, each summed by a warp
     std::int32_t outputs = 0;
     std::int32_t inputs = 0;  // of one tap
     std::int32_t channel = 0;
@@ -162,17 +174,32 @@ struct Entry {
     std::int32_t completes = 0;  // a position
 };
 
+// A matrix whose tiles are in shared memory throughout a launch: block r of a team of n holds tiles r, r + n, r + 2 n,
+// ..
+struct Resident {
+    std::int64_t from;  // in the stretch
+    std::int64_t to;    // in the shared memory behind the fast space
+    std::int32_t tile_bytes;
+    std::int32_t tiles;  // of a bank
+    std::int32_t banks;
+    std::int32_t padding;
+};
+
 // The stretch: where each kind of struct begins, in bytes.
 struct Stretch {
     std::int64_t entries;
     std::int64_t commands;
     std::int64_t addresses;
     std::int64_t laws;
+    std::int64_t residents;
+    std::int64_t resident_bytes;
+    std::int32_t resident_count;
     std::int32_t entry_count;
     std::int32_t most_addresses;  // of a block
     std::int32_t most_slots;      // of an attention
     std::int32_t most_levels;     // of a draw
     std::int32_t most_components;
+    std::int32_t most_parts;  // of a matrix's tile
 };
 
 enum class FailureKind : std::int32_t { kNone, kNotANumber, kNoSupport, kNotGiven, kNotFinite, kStuck };

@@ -37,7 +37,8 @@ struct Context {
     FASTAR_DEVICE Crew crew(const Command& c) const {
         Crew all = block_crew();
         if (c.shared_out) {
-            all.warp += team.rank * all.warps;
+            // Neighbouring numbers in different blocks, so that few tiles keep many of them busy.
+            all.warp = all.warp * team.size + team.rank;
             all.warps *= team.size;
         }
         return all;

@@ -52,6 +52,7 @@ class Interpreter {
 
     FASTAR_DEVICE void operator()() {
         begin();
+        fetch_residents();
         barrier();
         while (cursor_.done < run_.target) {
             const Entry& entry = entries()[cursor_.entry];
@@ -121,6 +122,28 @@ class Interpreter {
         for (int i = thread; i < rows_ * run_.fast; i += threads) {
             fast()[i / run_.fast * run_.fast_stride + i % run_.fast] = saved(i / run_.fast)[i % run_.fast];
         }
+    }
+
+    // The tiles that this block keeps in shared memory.
+    FASTAR_DEVICE void fetch_residents() {
+        const Resident* all = reinterpret_cast<const Resident*>(run_.stretch + run_.where.residents);
+        for (int i = 0; i < run_.where.resident_count; ++i) {
+            const Resident& m = all[i];
+            const int own = (m.tiles + team_.size - 1) / team_.size;
+            const int pieces = m.tile_bytes / 16;
+            std::byte* to = shared_memory() + layout_.resident + m.to;
+            for (int slot = 0; slot < own * m.banks; ++slot) {
+                const int tile = slot % own * team_.size + team_.rank;
+                if (tile >= m.tiles) continue;
+                const std::int64_t number = static_cast<std::int64_t>(slot / own) * m.tiles + tile;
+                const std::byte* from = run_.stretch + m.from + number * m.tile_bytes;
+                for (int p = static_cast<int>(thread_index()); p < pieces; p += static_cast<int>(thread_count())) {
+                    copy_async(to + static_cast<std::int64_t>(slot) * m.tile_bytes + 16 * p, from + 16 * p);
+                }
+            }
+        }
+        copy_commit();
+        copy_wait<0>();
     }
 
     FASTAR_DEVICE float* saved(int r) const { return run_.arena + (first_row_ + r) * run_.arena_stride; }
@@ -195,7 +218,10 @@ class Interpreter {
         for (int i = 0; i < entry.commands; ++i) {
             const Command& c = commands[i];
             if (c.meeting == Meeting::kBlock) barrier();
-            if (c.meeting == Meeting::kTeam && !team_.meet()) return false;
+            if (c.meeting == Meeting::kTeam) {
+                if (team_.size > 1) fetch_ahead(x, c);
+                if (!team_.meet()) return false;
+            }
             run_command(x, c);
         }
         cursor_.done += entry.completes;

@@ -7,8 +7,6 @@
 namespace fastar::cuda {
 namespace {
 
-constexpr std::int64_t kStep = 16;
-
 std::uint16_t to_bfloat16(float x) {
     std::uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
@@ -52,20 +50,21 @@ void fill(const float* from, const MatrixShape& shape, std::int64_t tile_outputs
 
 }  // namespace
 
+std::int64_t tile_bytes(const MatrixShape& shape, Storage storage) {
+    const std::int64_t element = storage == Storage::kFloat32 ? 4 : storage == Storage::kInt8 ? 1 : 2;
+    return shape.taps * ((shape.inputs + kStep - 1) / kStep) * kStep * outputs_of_tile(storage) * element;
+}
+
 Packed pack(const float* weights, const MatrixShape& shape, Storage storage) {
     const bool tiles = storage == Storage::kFloat32;
-    const std::int64_t tile_outputs = tiles ? 8 : 16;
-    const std::int64_t steps = shape.taps * ((shape.inputs + kStep - 1) / kStep);
-    const std::int64_t elements = (shape.outputs + tile_outputs - 1) / tile_outputs * steps * tile_outputs * kStep;
-    const std::int64_t element_bytes = tiles ? 4 : storage == Storage::kInt8 ? 1 : 2;
-    Packed packed{.weights = std::vector<std::byte>(static_cast<std::size_t>(shape.banks * elements * element_bytes)),
-                  .scales = {},
-                  .bank_bytes = elements * element_bytes};
+    const std::int64_t tile_outputs = outputs_of_tile(storage);
+    const std::int64_t bank_bytes = (shape.outputs + tile_outputs - 1) / tile_outputs * tile_bytes(shape, storage);
+    Packed packed{.weights = std::vector<std::byte>(static_cast<std::size_t>(shape.banks * bank_bytes)), .scales = {}};
     if (storage == Storage::kInt8) packed.scales.resize(static_cast<std::size_t>(shape.banks * shape.outputs));
     for (std::int64_t bank = 0; bank < shape.banks; ++bank) {
         const std::int64_t row = shape.taps * shape.inputs;
         const float* from = weights + bank * shape.outputs * row;
-        std::byte* to = packed.weights.data() + bank * packed.bank_bytes;
+        std::byte* to = packed.weights.data() + bank * bank_bytes;
         if (tiles) {
             fill(from, shape, tile_outputs, in_tile, reinterpret_cast<float*>(to),
                  [](float w, std::int64_t) { return w; });

@@ -19,8 +19,10 @@ struct MatrixShape {
 struct Packed {
     std::vector<std::byte> weights;
     std::vector<float> scales;  // int8: [banks, outputs]
-    std::int64_t bank_bytes;
 };
+
+// Bytes of all that one tile of outputs needs.
+std::int64_t tile_bytes(const MatrixShape& shape, Storage storage);
 
 // Weights [banks, outputs, taps, inputs], inputs padded to whole steps of 16 and outputs to whole tiles.
 Packed pack(const float* weights, const MatrixShape& shape, Storage storage);

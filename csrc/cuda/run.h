@@ -77,8 +77,10 @@ struct SharedLayout {
     std::int64_t addresses;    // two sets: that of a block of commands is found while slow threads still read the last
     std::int64_t choice;       // doubles, of a warp or of the block
     std::int64_t mixture;      // doubles [rows, 2 components]
+    std::int64_t partials;     // floats [tiles in parts at once, parts, rows, 32]
     std::int64_t scores;       // -1: in global memory
     std::int64_t fast;
+    std::int64_t resident;  // tiles of matrices
     std::int64_t bytes;
 
     constexpr SharedLayout(const Stretch& where, std::int32_t rows, std::int32_t threads, std::int64_t fast_stride) {
@@ -87,11 +89,14 @@ struct SharedLayout {
         choice = aligned(addresses + 8 * where.most_addresses);
         const std::int64_t warps = threads / 32;
         mixture = choice + 8 * (where.most_levels > kWarpLevels ? kBlockSegments : kWarpSegments * warps);
-        const std::int64_t behind = aligned(mixture + 16 * rows * where.most_components);
+        partials = aligned(mixture + 16 * rows * where.most_components);
+        const std::int64_t items = where.most_parts <= 1 ? 0 : warps > where.most_parts ? warps : where.most_parts;
+        const std::int64_t behind = partials + items * kMaxRows * 32 * 4;
         const std::int64_t score_bytes = 4 * warps * where.most_slots;
         scores = score_bytes <= kMostScoreBytes ? behind : -1;
         fast = aligned(behind + (scores < 0 ? 0 : score_bytes));
-        bytes = fast + 4 * rows * fast_stride;
+        resident = (fast + 4 * rows * fast_stride + 127) / 128 * 128;
+        bytes = resident + where.resident_bytes;
     }
 
     static constexpr std::int64_t aligned(std::int64_t n) { return (n + 15) / 16 * 16; }

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastar import _checks
-from fastar.ops.masked_conv2d import masked_conv2d
+from fastar.ops.masked_conv2d import check_halves, masked_conv2d
 from fastar.ops.tap_plan import Geometry, TapPlan
 from fastar.reference import activation as activations
 
@@ -46,7 +46,9 @@ class TapConv2d(nn.Module):
         self.out_channels = _checks.positive("out_channels", out_channels)
         self.kernel_size = kernel_size
         self.geometry = geometry
-        self.activation = activations.check(activation)
+        self.activation = activations.check(activation, gated=True)
+        if self.activation == activations.GATE:
+            check_halves("out_channels", out_channels)
         channels = (in_channels, out_channels) if geometry.transposed else (out_channels, in_channels)
         self.weight = nn.Parameter(torch.empty(*channels, *kernel_size, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
@@ -88,6 +90,9 @@ class TapConv2d(nn.Module):
     def _beside_weight(self, plan: TapPlan) -> TapPlan:
         # On the meta device the plan stays where it is: there it would lose what it says.
         return plan if self.weight.is_meta else plan.to(self.weight.device)
+
+    def extra_repr(self) -> str:
+        return self._describe(taps=list(self.plan.taps))
 
     def _describe(self, **options: object) -> str:
         parts = [str(self.in_channels), str(self.out_channels), f"kernel_size={self.kernel_size}"]

@@ -8,6 +8,7 @@ import torch
 
 from fastar.nn._tap_conv2d import TapConv2d, pair
 from fastar.ops.masked_conv2d import geometry_of, plan_of
+from fastar.reference.activation import GATE
 
 
 class MaskedConv2d(TapConv2d):
@@ -19,7 +20,8 @@ class MaskedConv2d(TapConv2d):
 
     Args:
         in_channels: channels of the input.
-        out_channels: channels of the output (doubled by ``activation="concat_elu"``).
+        out_channels: channels of the convolution; of the output too, but for twice as many with the activation
+            concat_elu and half as many with tanh_gate.
         kernel_size: odd, one integer or (height, width).
         mask_type: "A" (for the first layer) or "B".
         colours: number of colour groups among the channels.
@@ -27,7 +29,8 @@ class MaskedConv2d(TapConv2d):
             ("contiguous"); neither needs to divide.
         padding: "same", or integers as in `torch.nn.Conv2d`.
         bias: learn an additive bias.
-        activation: none, relu, elu, concat_elu, gelu, gelu_tanh, tanh, sigmoid or silu.
+        activation: none, relu, elu, concat_elu, gelu, gelu_tanh, tanh, sigmoid, silu, or tanh_gate: tanh of the first
+            half of the channels times sigmoid of the second.
     """
 
     def __init__(
@@ -52,7 +55,7 @@ class MaskedConv2d(TapConv2d):
             in_channels,
             out_channels,
             kernel,
-            lambda shape: plan_of(shape, mask_type, colours, colour_layout),
+            lambda shape: plan_of(shape, mask_type, colours, colour_layout, gated=activation == GATE),
             geometry_of(kernel, 1, padding),
             bias,
             activation,

@@ -26,13 +26,15 @@ class ShiftedConv2d(TapConv2d):
 
     Args:
         in_channels: channels of the input.
-        out_channels: channels of the output (doubled by ``activation="concat_elu"``).
+        out_channels: channels of the convolution; of the output too, but for twice as many with the activation
+            concat_elu and half as many with tanh_gate.
         kernel_size: one integer or (height, width); the width odd where the direction is "down".
         direction: "down" or "down_right".
         stride: one integer or (down, right).
         transposed: grow instead of shrink; the kernel must be at least as large as the stride.
         bias: learn an additive bias.
-        activation: none, relu, elu, concat_elu, gelu, gelu_tanh, tanh, sigmoid or silu.
+        activation: none, relu, elu, concat_elu, gelu, gelu_tanh, tanh, sigmoid, silu, or tanh_gate: tanh of the first
+            half of the channels times sigmoid of the second.
     """
 
     def __init__(

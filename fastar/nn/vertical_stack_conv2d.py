@@ -20,11 +20,13 @@ class VerticalStackConv2d(TapConv2d):
 
     Args:
         in_channels: channels of the input.
-        out_channels: channels of the output (doubled by ``activation="concat_elu"``).
+        out_channels: channels of the convolution; of the output too, but for twice as many with the activation
+            concat_elu and half as many with tanh_gate.
         kernel_size: odd, one integer or (height, width).
         mask_type: "A" or "B".
         bias: learn an additive bias.
-        activation: none, relu, elu, concat_elu, gelu, gelu_tanh, tanh, sigmoid or silu.
+        activation: none, relu, elu, concat_elu, gelu, gelu_tanh, tanh, sigmoid, silu, or tanh_gate: tanh of the first
+            half of the channels times sigmoid of the second.
     """
 
     def __init__(

@@ -5,11 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Asked once: torch 2.11 cannot trace the question inside torch.compile.
+_KINDS = frozenset(
+    kind for kind in ("cpu", "cuda", "xpu", "mps", "hpu", "mtia") if torch.amp.is_autocast_available(kind)
+)
+
 
 def target(device: torch.device) -> torch.dtype | None:
     """The dtype that autocast is casting to on this device, or None where it is off or unknown (as on meta)."""
     kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if kind not in _KINDS or not torch.is_autocast_enabled(kind):
         return None
     return torch.get_autocast_dtype(kind)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fastar.native import core, why_missing
-from fastar.ops import tap_plan
+from fastar.ops import _masked_conv2d_plain, tap_plan
 from fastar.ops.tap_plan import Geometry, Look, TapPlan
 from fastar.reference import activation as activations
 
@@ -167,7 +167,8 @@ def forward(
     _products(x, weight, bias, plan, geometry, geometry.transposed, z)
     if activation == "none":
         return z, z.new_empty(0)
-    y = activations.APPLY[activation](z)
+    halved = geometry.empty_result(x, weight, 2) if activation == activations.GATE else None
+    y = _masked_conv2d_plain.activated(z, activation, halved)
     return y, z if keep_preactivation else z.new_empty(0)
 
 
@@ -182,8 +183,7 @@ def backward(
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, each None where it is not needed."""
-    if saved is not None:
-        grad = activations.backward(activation, grad, saved)
+    grad = _masked_conv2d_plain.before_activation(grad, saved, activation)
     need_x, need_weight, need_bias = needs
     grad_x = None
     if need_x:

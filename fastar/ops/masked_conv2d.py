@@ -6,17 +6,24 @@ In PyTorch: ``act(F.conv2d(F.pad(x, padding), weight * mask, bias, stride))``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _autocast, _library, _masked_conv2d_cpu, _triton, tap_plan
+from fastar.ops import (
+    _autocast,
+    _library,
+    _masked_conv2d_cpu,
+    _masked_conv2d_plain,
+    _masked_conv2d_triton,
+    _triton,
+    tap_plan,
+)
 from fastar.ops.tap_plan import Geometry, TapPlan
 from fastar.reference import activation as activations
-from fastar.reference.masked_conv2d import masked_conv2d as reference
 
 MASK_TYPES = ("A", "B")
 COLOUR_LAYOUTS = ("interleaved", "contiguous")
@@ -44,6 +51,9 @@ def masked_conv2d(
     (interleaved) or ``floor(c * colours / channels)`` (contiguous). A `plan` takes the place of these: any taps, as
     those of a gated PixelCNN's stacks; with neither, nothing is masked.
 
+    ``activation="tanh_gate"`` halves the channels: tanh(first half) * sigmoid(second half). The colours are then those
+    of the result: each half has them.
+
     `padding`: "same" (odd kernels, stride 1), one or two integers as in F.conv2d, or four, (left, right, top, bottom),
     as in F.pad. `transposed`: the transpose of that convolution, as F.conv_transpose2d, weight [in, out, h, w]; the
     padding then says what is cropped.
@@ -52,13 +62,18 @@ def masked_conv2d(
     even an infinite one.
     """
     _check(x, weight, bias, transposed)
-    activation = activations.check(activation)
+    activation = activations.check(activation, gated=True)
+    gated = activation == activations.GATE
     if plan is None:
-        plan = plan_of(weight.shape, mask_type, colours, colour_layout, weight.device)
+        plan = plan_of(weight.shape, mask_type, colours, colour_layout, weight.device, gated=gated)
     elif mask_type is not None:
         raise ValueError("plan: expected either a plan or a mask_type, got both")
     _check_plan(plan, weight)
     geometry = geometry_of(weight.shape[2:], stride, padding, transposed)
+    if gated:
+        check_halves("weight", geometry.channels(weight))
+        if transposed and plan.channel_mask is not None:
+            raise ValueError("transposed: expected False for a gate with colours, whose halves are those of the output")
     if min(geometry.result_size(x.shape[2:], weight.shape[2:])) < 1:
         raise ValueError(
             f"x: expected a height and width that leave an output of at least 1 x 1 for a kernel of"
@@ -78,8 +93,9 @@ def plan_of(
     colours: int = 1,
     colour_layout: str = "interleaved",
     device: torch.device | str | None = None,
+    gated: bool = False,
 ) -> TapPlan:
-    """The taps that survive the mask of a weight of this shape [out, in, height, width]."""
+    """The taps that survive the mask of a weight of this shape [out, in, height, width]; gated: see masked_conv2d."""
     _checks.positive("colours", colours)
     if colour_layout not in COLOUR_LAYOUTS:
         raise ValueError(f"colour_layout: expected one of {', '.join(COLOUR_LAYOUTS)}, got {colour_layout!r}")
@@ -91,7 +107,16 @@ def plan_of(
         raise ValueError(f"mask_type: expected one of {', '.join(MASK_TYPES)}, got {mask_type!r}")
     if shape[2] % 2 == 0 or shape[3] % 2 == 0:
         raise ValueError(f"kernel_size: expected odd sizes, which have a centre to mask, got {list(shape[2:])}")
-    return tap_plan.raster(shape, mask_type, colours, colour_layout, device)
+    if not gated:
+        return tap_plan.raster(shape, mask_type, colours, colour_layout, device)
+    half = tap_plan.raster((shape[0] // 2, *shape[1:]), mask_type, colours, colour_layout, device)
+    return replace(half, channel_mask=None if half.channel_mask is None else half.channel_mask.repeat(2, 1))
+
+
+def check_halves(argument: str, outputs: int) -> None:
+    """A gate needs an even number of channels."""
+    if outputs % 2:
+        raise ValueError(f"{argument}: expected an even number of output channels for a gate, got {outputs}")
 
 
 def geometry_of(
@@ -177,136 +202,6 @@ def _back(
     )
 
 
-def _reference_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    plan: TapPlan,
-    geometry: Geometry,
-    activation: str,
-    keep_preactivation: bool,
-) -> tuple[Tensor, Tensor]:
-    out = geometry.empty_result(x, weight)
-    mask = plan.dense(weight.shape, weight.device)
-    out.copy_(reference(x, weight, bias, mask, geometry.stride, geometry.padding, "none", geometry.transposed))
-    if activation == "none":
-        return out, out.new_empty(0)
-    y = activations.APPLY[activation](out)
-    return y, out if keep_preactivation else out.new_empty(0)
-
-
-def _reference_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    saved: Tensor | None,
-    plan: TapPlan,
-    geometry: Geometry,
-    activation: str,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    if saved is not None:
-        grad = activations.backward(activation, grad, saved)
-    mask = plan.dense(weight.shape, weight.device)
-
-    def visible(w: Tensor) -> Tensor:
-        return w if mask is None else torch.where(mask, w, torch.zeros_like(w))
-
-    # The padding of the input, or of the gradient of what was cropped, is written out.
-    around = list(geometry.padding)
-    outer, inner = (F.pad(grad, around), x) if geometry.transposed else (grad, F.pad(x, around))
-    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        outer, inner, visible(weight), None, geometry.stride, [0, 0], [1, 1], geometry.transposed, [0, 0], 1,
-        [needs[0], needs[1], False],
-    )  # fmt: skip
-    if needs[0]:
-        inside = grad_x if geometry.transposed else F.pad(grad_x, [-size for size in around])
-        grad_x = torch.empty_like(x, memory_format=tap_plan.format_of(x, weight)).copy_(inside)
-    return (
-        grad_x if needs[0] else None,
-        visible(grad_weight).contiguous() if needs[1] else None,
-        grad.sum((0, 2, 3)) if needs[2] else None,
-    )
-
-
-def _triton_products(
-    source: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    plan: TapPlan,
-    geometry: Geometry,
-    adjoint: bool,
-    y: Tensor,
-    z: Tensor | None,
-    activation: str,
-) -> None:
-    """The convolution of `source` with the masked weight, or its adjoint, into y and, if given, z."""
-    from fastar.kernels import masked_conv2d as kernels
-
-    looks = tap_plan.looks(plan.taps, weight.shape[2:], geometry.corner)
-    mask = (plan.channel_mask, plan.masked)
-    finish = (activation, _triton.allow_tf32())
-    source = kernels.channels_last(source)
-    if not adjoint:
-        kernels.tap_sum(source, looks, geometry.stride, weight, False, *mask, bias, y, z, *finish)
-        return
-    down, right = geometry.stride
-    for row, column, seen in tap_plan.phases(looks, geometry.stride):
-        part, part_z = (None if t is None else t[:, :, row::down, column::right] for t in (y, z))
-        assert part is not None
-        kernels.tap_sum(source, seen, (1, 1), weight, True, *mask, bias, part, part_z, *finish)
-
-
-def _triton_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    plan: TapPlan,
-    geometry: Geometry,
-    activation: str,
-    keep_preactivation: bool,
-) -> tuple[Tensor, Tensor]:
-    out = geometry.empty_result(x, weight)
-    y = torch.empty_like(out, memory_format=torch.channels_last)
-    z = torch.empty_like(y) if keep_preactivation else None
-    _triton_products(x, weight, bias, plan, geometry, geometry.transposed, y, z, activation)
-    if out.stride() != y.stride():
-        y = out.copy_(y)
-        z = None if z is None else torch.empty_like(out).copy_(z)
-    return y, x.new_empty(0) if z is None else z
-
-
-def _triton_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    saved: Tensor | None,
-    plan: TapPlan,
-    geometry: Geometry,
-    activation: str,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    from fastar.kernels import masked_conv2d as kernels
-
-    need_x, need_weight, need_bias = needs
-    g, grad_bias = kernels.activation_gradient(
-        grad, saved, activation, need_values=need_x or need_weight, need_bias=need_bias
-    )
-    grad_x = grad_weight = None
-    if need_x:
-        grad_x = torch.empty_like(x, memory_format=torch.channels_last)
-        _triton_products(g, weight, None, plan, geometry, not geometry.transposed, grad_x, None, "none")
-        grad_x = grad_x.contiguous(memory_format=tap_plan.format_of(x, weight))
-    if need_weight:
-        source, result = (g, x) if geometry.transposed else (x, g)
-        looks = tap_plan.looks(plan.taps, weight.shape[2:], geometry.corner)
-        grad_weight = kernels.weight_gradient(
-            kernels.channels_last(source), looks, geometry.stride, kernels.channels_last(result), weight,
-            plan.channel_mask, plan.masked, _triton.allow_tf32(),
-        )  # fmt: skip
-    return grad_x, grad_weight, grad_bias
-
-
 def _never(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
@@ -314,11 +209,13 @@ def _never(device: torch.device, dtype: torch.dtype) -> str | None:
 _dispatch.register(
     "masked_conv2d",
     [
-        _dispatch.Implementation("triton", _triton.why_not, _triton_forward, _triton_backward),
+        _dispatch.Implementation(
+            "triton", _triton.why_not, _masked_conv2d_triton.forward, _masked_conv2d_triton.backward
+        ),
         _dispatch.Implementation(
             "cpu", _masked_conv2d_cpu.declines, _masked_conv2d_cpu.forward, _masked_conv2d_cpu.backward
         ),
-        _dispatch.Implementation("reference", _never, _reference_forward, _reference_backward),
+        _dispatch.Implementation("reference", _never, _masked_conv2d_plain.forward, _masked_conv2d_plain.backward),
     ],
 )
 
@@ -331,9 +228,10 @@ def _run(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Te
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-    *plan, _, keep_preactivation = rest
-    y = _back(*plan)[1].empty_result(x, weight)
-    return y, torch.empty_like(y) if keep_preactivation else x.new_empty(0)
+    *plan, activation, keep_preactivation = rest
+    geometry = _back(*plan)[1]
+    y = geometry.empty_result(x, weight, 2 if activation == activations.GATE else 1)
+    return y, geometry.empty_result(x, weight) if keep_preactivation else x.new_empty(0)
 
 
 def _run_backward(grad: Tensor, x: Tensor, weight: Tensor, saved: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
@@ -345,12 +243,12 @@ def _run_backward(grad: Tensor, x: Tensor, weight: Tensor, saved: Tensor | None,
 
 
 def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, saved: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    need_x, need_weight, need_bias = rest[-3:]
+    *plan, _, need_x, need_weight, need_bias = rest
     grad_x = torch.empty_like(x, memory_format=tap_plan.format_of(x, weight)) if need_x else x.new_empty(0)
     return (
         grad_x,
         weight.new_empty(weight.shape) if need_weight else x.new_empty(0),
-        x.new_empty(grad.shape[1]) if need_bias else x.new_empty(0),
+        x.new_empty(_back(*plan)[1].channels(weight)) if need_bias else x.new_empty(0),
     )
 
 

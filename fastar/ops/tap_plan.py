@@ -73,10 +73,17 @@ class Geometry:
             (size[1] + around[1] - kernel[1]) // self.stride[1] + 1,
         )
 
-    def empty_result(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The tensor that the result goes to, channels last where x or the weight is, as torch's own has it."""
+    def channels(self, weight: Tensor) -> int:
+        """Channels of the result."""
+        return weight.shape[1] if self.transposed else weight.shape[0]
+
+    def empty_result(self, x: Tensor, weight: Tensor, parts: int = 1) -> Tensor:
+        """The tensor that the result goes to, channels last where x or the weight is, as torch's own has it.
+
+        `parts`: a gate leaves one channel of two.
+        """
         size = self.result_size(x.shape[2:], weight.shape[2:])
-        channels = weight.shape[1] if self.transposed else weight.shape[0]
+        channels = self.channels(weight) // parts
         return torch.empty(
             x.shape[0], channels, *size, dtype=x.dtype, device=x.device, memory_format=format_of(x, weight)
         )

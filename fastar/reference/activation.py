@@ -27,22 +27,46 @@ APPLY: dict[str, Callable[[Tensor], Tensor]] = {
 # concat_elu doubles the channels, elu([z, -z]), so it is composed around an op instead of fused into one.
 NAMES = (*APPLY, "concat_elu")
 
+# tanh_gate halves the channels, tanh(first half) * sigmoid(second half): only ops that say so take it.
+GATE = "tanh_gate"
+
 # The derivative of these cannot be had from the output alone: the pre-activation is kept for the backward.
-NEEDS_PREACTIVATION = frozenset({"gelu", "gelu_tanh", "silu"})
+NEEDS_PREACTIVATION = frozenset({"gelu", "gelu_tanh", "silu", GATE})
 
 
-def check(activation: str | None, argument: str = "activation") -> str:
-    """The name itself ("none" for None); ValueError with the list of names for an unknown one."""
+def check(activation: str | None, argument: str = "activation", gated: bool = False) -> str:
+    """The name itself ("none" for None); ValueError with the list of names for an unknown one, a gate only if gated."""
     if activation is None:
         return "none"
-    if activation not in NAMES:
-        raise ValueError(f"{argument}: expected one of {', '.join(NAMES)}, got {activation!r}")
+    names = (*NAMES, GATE) if gated else NAMES
+    if activation not in names:
+        raise ValueError(f"{argument}: expected one of {', '.join(names)}, got {activation!r}")
     return activation
+
+
+def apply(activation: str, z: Tensor, dim: int) -> Tensor:
+    """act(z); `dim` is where concat_elu doubles and tanh_gate halves the channels."""
+    if activation == GATE:
+        return tanh_gate(z, dim)
+    return concat_elu(z, dim) if activation == "concat_elu" else APPLY[activation](z)
 
 
 def concat_elu(z: Tensor, dim: int) -> Tensor:
     """elu([z, -z]) along `dim`, which doubles."""
     return F.elu(torch.cat([z, -z], dim))
+
+
+def tanh_gate(z: Tensor, dim: int) -> Tensor:
+    """tanh(a) * sigmoid(b), where z holds a and b one after the other along `dim`."""
+    a, b = z.chunk(2, dim)
+    return torch.tanh(a) * torch.sigmoid(b)
+
+
+def tanh_gate_backward(grad: Tensor, z: Tensor, dim: int) -> Tensor:
+    """The gradient of z, from that of ``tanh_gate(z, dim)``."""
+    a, b = z.chunk(2, dim)
+    t, s = torch.tanh(a), torch.sigmoid(b)
+    return torch.cat([grad * s * (1 - t * t), grad * t * s * (1 - s)], dim)
 
 
 def backward(activation: str, grad: Tensor, saved: Tensor) -> Tensor:

@@ -66,4 +66,4 @@ def masked_conv2d(
         z = F.pad(F.conv_transpose2d(x, visible, bias, list(stride)), [-size for size in padding])
     else:
         z = F.conv2d(F.pad(x, list(padding)), visible, bias, list(stride))
-    return activations.APPLY[activation](z)
+    return activations.apply(activation, z, 1)

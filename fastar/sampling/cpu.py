@@ -223,6 +223,7 @@ class Run:
             "done": self.done,
             "variables": {name: variables[number] for name, number in self._variables.items()},
             "buffers": {name: self._buffer(number) for number, name in self._stored()},
+            "own": self._own(),
             **{name: getattr(self, name).clone() for name in _TENSORS},
         }
 
@@ -244,10 +245,21 @@ class Run:
                     f"state: {name} is {came.dtype} {list(came.shape)}, expected float32 {list(shapes[name])}"
                 )
             self._native.write(number, came.contiguous().data_ptr())
+        # What this executor keeps in a form of its own is exact there only; the reference's records have none.
+        if "own" in state:
+            own, shape = state["own"], (len(self.request.rows), self.plan.own_floats)
+            if tuple(own.shape) != shape or own.dtype != torch.float32:
+                raise ValueError(f"state: own is {own.dtype} {list(own.shape)}, expected float32 {list(shape)}")
+            self._native.write_own(own.contiguous().data_ptr())
         for name in _TENSORS:
             getattr(self, name).copy_(state[name])
         variables = [int(state["variables"].get(name, 0)) for name in self._variables]
         self._native.stand(state["place"], variables, state["done"])
+
+    def _own(self) -> Tensor:
+        t = torch.empty(len(self.request.rows), self.plan.own_floats)
+        self._native.read_own(t.data_ptr())
+        return t
 
     def _stored(self) -> list[tuple[int, str]]:
         return [(number, one.name) for number, one in enumerate(self.program.buffers) if one.kind != "input"]

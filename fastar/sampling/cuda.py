@@ -12,7 +12,7 @@ from fastar import native
 from fastar.native import cuda as cuda_library
 from fastar.sampling import cuda_plan, draws
 from fastar.sampling.cpu import REASONS
-from fastar.sampling.cuda_plan import SCHEDULES, Wishes
+from fastar.sampling.cuda_plan import SCHEDULES, Room, Wishes
 from fastar.sampling.index import Ref
 from fastar.sampling.instructions import Attention, Draw
 from fastar.sampling.program import Program
@@ -119,8 +119,10 @@ class Cuda:
         }
         records = {name: (t.data_ptr(), tuple(t.shape), t.dtype == torch.int32) for name, t in held.items()}
 
-        def pack(numbers: int) -> Any:
-            return native.core().CudaProgram(self.program, records, self.precision, numbers)
+        def pack(room: Room) -> Any:
+            return native.core().CudaProgram(
+                self.program, records, self.precision, room.numbers, room.resident_bytes, room.blocks, room.contents
+            )
 
         self.packed, self.schedule, self.declined = cuda_plan.choose(self.program, pack, self.card, self.wishes)
         host = torch.empty(self.packed.bytes, dtype=torch.uint8)
@@ -139,7 +141,8 @@ class Cuda:
             f"{self.precision} weights ({self.packed.bytes / 1e6:.1f} MB packed), {self.card.name},"
             f" {plan.name} schedule: {plan.reason}; {plan.shared_bytes} bytes of shared memory a block;"
             f" each command once: {tally['commands']} commands, {tally['block_meetings']} meetings of a block and"
-            f" {tally['team_meetings']} of all, {tally['weight_bytes']} bytes of weights read;"
+            f" {tally['team_meetings']} of all, {tally['weight_bytes']} bytes of weights read,"
+            f" {tally['resident_bytes']} of them from shared memory;"
             f" predicted, not measured: {plan.predicted_us:.2f} us a position"
         ]
         return "; not ".join([*lines, *self.declined])
@@ -171,12 +174,14 @@ class Run:
         self.done = 0
         plan, packed = executor.schedule, executor.packed
         self._teams = -(-n // plan.rows_per_team)
-        self._blocks = self._blocks_per_team()
+        self._refuse_too_many_rows()
         progress = torch.zeros(self._teams, native.core().CUDA_PROGRESS_BYTES, dtype=torch.uint8)
         packed.stand(progress.data_ptr(), self._teams, self._first_place(), 0, [])
         self._progress = progress.to(device)
         self._arena = self._fresh_arena(n)
-        scores = packed.score_bytes(rows=plan.rows_per_team, threads=plan.threads, blocks=self._teams * self._blocks)
+        scores = packed.score_bytes(
+            rows=plan.rows_per_team, threads=plan.threads, blocks=self._teams * plan.blocks_per_team
+        )
         self._scores = torch.empty(scores, dtype=torch.uint8, device=device) if scores else None
         # As the program names them, in the order in which the native part numbers them.
         self._variables: dict[str, int] = {}
@@ -185,18 +190,15 @@ class Run:
                 self._variables.setdefault(step.var, len(self._variables))
         self._record = self._make_record(n, T)
 
-    def _blocks_per_team(self) -> int:
-        executor = self.executor
-        if executor.schedule.name != "grid":
-            return executor.schedule.blocks_per_team
+    def _refuse_too_many_rows(self) -> None:
         # Blocks that wait for one another have to be resident together.
-        most = cuda_plan.grid_blocks(self._teams, executor.card)
-        if most == 0:
+        plan, card = self.executor.schedule, self.executor.card
+        if plan.name == "grid" and self._teams * plan.blocks_per_team > card.multiprocessors:
             raise ValueError(
-                f"rows: {len(self.request.rows)} rows make {self._teams} grids of at least a block, which have to be"
-                f" resident together; {executor.card.name} has {executor.card.multiprocessors} multiprocessors"
+                f"rows: {len(self.request.rows)} rows need {self._teams} grids of {plan.blocks_per_team} blocks, which"
+                f" have to be resident together on the {card.multiprocessors} multiprocessors of {card.name}; make an"
+                f" executor with rows={len(self.request.rows)}"
             )
-        return min(most, executor.wishes.blocks or most)
 
     def _first_place(self) -> int:
         return 0 if self.program.code else -1
@@ -253,7 +255,7 @@ class Run:
             "schedule": plan.name,
             "turn": 0,
             "rows_per_team": plan.rows_per_team,
-            "blocks_per_team": self._blocks,
+            "blocks_per_team": plan.blocks_per_team,
             "threads": plan.threads,
             "length": T,
             "channels": self.program.value.channels,

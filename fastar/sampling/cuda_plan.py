@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastar import native
@@ -38,7 +38,17 @@ class Schedule:
     reason: str
 
 
-Pack = Callable[[int], Any]
+@dataclass(frozen=True)
+class Room:
+    """What a packed program may take of a block's shared memory, and how many blocks make a team."""
+
+    numbers: int  # of a row
+    blocks: int
+    resident_bytes: int = 0  # of weights
+    contents: bool = False  # whether the weights are packed, or only counted
+
+
+Pack = Callable[[Room], Any]
 
 
 @dataclass(frozen=True)
@@ -54,11 +64,11 @@ class Wishes:
 def choose(program: Program, pack: Pack, card: Any, wishes: Wishes) -> tuple[Any, Schedule, list[str]]:
     """The packed program, its schedule, and the schedules not taken with the reason.
 
-    `pack` packs the program with so many numbers of a row in shared memory.
+    `pack` packs the program into the room that it is given.
     """
     names = SCHEDULES[1:] if wishes.schedule == "auto" else (wishes.schedule,)
     work = cost(program)
-    found: list[tuple[Any, Schedule]] = []
+    found: list[tuple[Room, Schedule]] = []
     declined = []
     for name in names:
         reason = _why_not(name, card)
@@ -70,7 +80,8 @@ def choose(program: Program, pack: Pack, card: Any, wishes: Wishes) -> tuple[Any
         raise RuntimeError(f"schedule: {'; '.join(declined)}")
     found.sort(key=lambda one: one[1].predicted_us)
     declined += [f"{plan.name}: predicted {plan.predicted_us:.2f} us a position" for _, plan in found[1:]]
-    return *found[0], declined
+    room, plan = found[0]
+    return pack(replace(room, contents=True)), plan, declined
 
 
 def _why_not(name: str, card: Any) -> str | None:
@@ -85,29 +96,24 @@ def rows_per_team(rows: int, teams: int) -> int:
     return min(most, 1 << (-(-rows // max(1, teams)) - 1).bit_length())
 
 
-def _plan(name: str, program: Program, pack: Pack, card: Any, wishes: Wishes, work: Cost) -> tuple[Any, Schedule]:
+def _plan(name: str, program: Program, pack: Pack, card: Any, wishes: Wishes, work: Cost) -> tuple[Room, Schedule]:
     threads = _threads(program)
     limit = min(wishes.shared_bytes or card.shared_per_block, card.shared_per_block)
     if name == "grid":
-        # All blocks see the same memory only outside of them.
         rows = rows_per_team(wishes.rows, 1)
-        packed, blocks = pack(0), wishes.blocks or grid_blocks(-(-wishes.rows // rows), card)
-        shared = _shared(program, packed, rows, threads, limit, card)
-        where = "all numbers of a row in global memory"
+        blocks = wishes.blocks or max(1, card.multiprocessors // -(-wishes.rows // rows))
     else:
         blocks = 1 if name == "row" else wishes.blocks or _cluster_blocks(program, threads, card)
         rows = rows_per_team(wishes.rows, card.multiprocessors // blocks)
-        packed, shared = _fill(program, pack, rows, threads, limit, card)
-        where = f"{4 * packed.fast} bytes of a row in shared memory, {4 * packed.slow} in global memory"
+    # Blocks of a grid see the same memory only outside of them.
+    numbers = 0 if name == "grid" else max(0, limit // (4 * rows) - 32)
+    room, packed, shared = _fill(program, pack, Room(numbers, blocks), rows, threads, limit, card)
     us = _predict(name, packed, work, rows, blocks, wishes.rows, card)
-    reason = f"{rows} rows for {blocks} blocks of {threads} threads, {where}"
-    return packed, Schedule(name, rows, blocks, threads, shared, us, reason)
-
-
-def grid_blocks(teams: int, card: Any) -> int:
-    """Blocks of each of so many teams that are all resident at once; 0 where there are too many."""
-    blocks: int = card.multiprocessors // max(1, teams)
-    return blocks
+    reason = (
+        f"{rows} rows for {blocks} blocks of {threads} threads, {4 * packed.fast} bytes of a row in shared memory,"
+        f" {4 * packed.slow} in global memory"
+    )
+    return room, Schedule(name, rows, blocks, threads, shared, us, reason)
 
 
 def _cluster_blocks(program: Program, threads: int, card: Any) -> int:
@@ -134,24 +140,25 @@ def _threads(program: Program) -> int:
     return min(most, 32 * (1 << (warps - 1).bit_length()))
 
 
-def _shared(program: Program, packed: Any, rows: int, threads: int, limit: int, card: Any) -> int:
-    shared: int = packed.shared_bytes(rows=rows, threads=threads)
-    if shared > limit:
-        raise RuntimeError(
-            f"{program.name}: a block needs {shared} bytes of shared memory and has {limit} on {card.name}"
-        )
-    return shared
-
-
-def _fill(program: Program, pack: Pack, rows: int, threads: int, limit: int, card: Any) -> tuple[Any, int]:
-    # As many of a row's numbers in shared memory as there is room for; what else lies there is known after packing.
-    numbers = max(0, limit // (4 * rows) - 32)
+def _fill(
+    program: Program, pack: Pack, room: Room, rows: int, threads: int, limit: int, card: Any
+) -> tuple[Room, Any, int]:
+    # As many of a row's numbers in shared memory as there is room for, then matrices; what else lies there is known
+    # after counting.
     while True:
-        packed = pack(numbers)
-        over = packed.shared_bytes(rows=rows, threads=threads) - limit
-        if over <= 0 or numbers == 0:
-            return packed, _shared(program, packed, rows, threads, limit, card)
-        numbers = max(0, min(numbers, packed.fast) - over // (4 * rows) - 32)
+        packed = pack(room)
+        shared: int = packed.shared_bytes(rows=rows, threads=threads)
+        if shared <= limit:
+            break
+        if room.numbers == 0:
+            raise RuntimeError(
+                f"{program.name}: a block needs {shared} bytes of shared memory and has {limit} on {card.name}"
+            )
+        over = (shared - limit) // (4 * rows)
+        room = replace(room, numbers=max(0, min(room.numbers, packed.fast) - over - 32))
+    room = replace(room, numbers=packed.fast, resident_bytes=max(0, limit - shared - 128))
+    packed = pack(room)
+    return room, packed, packed.shared_bytes(rows=rows, threads=threads)
 
 
 def _predict(name: str, packed: Any, work: Cost, rows: int, blocks: int, all_rows: int, card: Any) -> float:
@@ -159,10 +166,12 @@ def _predict(name: str, packed: Any, work: Cost, rows: int, blocks: int, all_row
     share = work.instructions / max(1, tally["commands"])
     team = {"row": _BLOCK_MEETING, "cluster": _CLUSTER_MEETING, "grid": _GRID_MEETING}[name]
     waiting = share * (tally["block_meetings"] * _BLOCK_MEETING + tally["team_meetings"] * team)
-    read = share * tally["weight_bytes"]
+    read = share * (tally["weight_bytes"] - tally["resident_bytes"])
+    # From shared memory at twice the width of the path to level 2.
+    kept = share * tally["resident_bytes"] / (2 * blocks * _BYTES_OF_A_MULTIPROCESSOR)
     teams = -(-all_rows // rows)
     at_once = max(1, min(teams, card.multiprocessors // blocks))
     level_2 = _BYTES_OF_LEVEL_2 if packed.bytes <= card.l2_bytes or not card.l2_bytes else _BYTES_OF_MEMORY
     bandwidth = min(blocks * _BYTES_OF_A_MULTIPROCESSOR, level_2 / at_once)
-    pass_us = work.instructions * _COMMAND + waiting + read / bandwidth
+    pass_us = work.instructions * _COMMAND + waiting + read / bandwidth + kept
     return float(pass_us * -(-teams // at_once))

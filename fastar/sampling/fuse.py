@@ -6,7 +6,6 @@ stay what they are, bit for bit; only scratch that is written once and read once
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -76,8 +75,7 @@ def _join(code: list[Instruction], place: int, scratch: set[str]) -> tuple[Instr
 
 def _producer(code: list[Instruction], place: int, ref: Ref, scratch: set[str]) -> int | None:
     # Where the reference is written, if it is read here only, and what is written there can as well be written here.
-    uses = Counter(one.buffer for step in code for _, one in step.refs())
-    if ref.buffer not in scratch or uses[ref.buffer] != 2:
+    if ref.buffer not in scratch or sum(_meet(one, ref) for step in code for _, one in step.refs()) != 2:
         return None
     changed: set[str] = set()
     for before in range(place - 1, -1, -1):
@@ -89,6 +87,14 @@ def _producer(code: list[Instruction], place: int, ref: Ref, scratch: set[str]) 
             return None if reads & changed else before
         changed |= {one.buffer for one in step.writes}
     return None
+
+
+def _meet(one: Ref, other: Ref) -> bool:
+    # Whether two references may share channels.
+    if one.buffer != other.buffer:
+        return False
+    a, b = one.offset.constant, other.offset.constant
+    return a is None or b is None or (a < b + other.width and b < a + one.width)
 
 
 def _plain(step: Instruction | None, function: str) -> Ref | None:

@@ -84,6 +84,8 @@ class Sampler:
         self.executor: backends.Executor | None = self.backend.make(self.plan)
         self._job: _Job | None = None
         self._lock = threading.Lock()
+        # Positions that take about _SECONDS, as far as is known: a run is left no more often than it has to be.
+        self._pace = 1
 
     def sample(
         self,
@@ -106,9 +108,9 @@ class Sampler:
     ) -> Tensor | SampleResult:
         """n samples (batch_size by default), [n, ...] in the data's space, or a SampleResult with `return_info`.
 
-        `given` has the shape of the values, NaN or -1 where unknown. Positions known before every unknown one are
-        conditioned on exactly; a known position after an unknown one is clamped, and `log_weight` is the correction.
-        An interrupted call is finished by `resume`.
+        `given` has the shape of the values, NaN or -1 where unknown, and says their length where `length` does not.
+        Positions known before every unknown one are conditioned on exactly; a known position after an unknown one is
+        clamped, and `log_weight` is the correction. An interrupted call is finished by `resume`.
         """
         with self._exclusive():
             self._job = self._prepare(
@@ -239,6 +241,8 @@ class Sampler:
         **options: Any,
     ) -> _Job:
         n = self.batch_size if n is None else n
+        if length is None and self.program.positions is None and isinstance(given, Tensor) and given.dim() > 1:
+            length = given.shape[1]
         if seed is None:
             seed = int(torch.randint(0, 2**63 - 1, ()))
         whole = make(
@@ -250,7 +254,9 @@ class Sampler:
             inputs=self._inputs(cond, n, length),
             **options,
         )
-        chunks = [space.rows(whole, start, self.batch_size) for start in range(0, n, self.batch_size)] or [whole]
+        if n <= self.batch_size:
+            return _Job([whole], seed, return_info)
+        chunks = [space.rows(whole, start, self.batch_size) for start in range(0, n, self.batch_size)]
         return _Job(chunks, seed, return_info)
 
     def _inputs(self, cond: Any, n: int, length: Any) -> Mapping[str, Tensor]:
@@ -282,19 +288,21 @@ class Sampler:
         report = _reporter(progress)
         while len(job.done) < len(job.requests):
             run = self._running(job)
-            positions = 1
             while not run.finished:
                 began = time.perf_counter()
-                run.advance(positions)
+                done = run.advance(self._pace)
                 spent = time.perf_counter() - began
-                positions = max(1, min(2 * positions, int(positions * _SECONDS / max(spent, 1e-9))))
+                if done:
+                    self._pace = max(1, min(2 * self._pace, int(done * _SECONDS / max(spent, 1e-9))))
                 before = sum(len(one.rows) * one.length for one in job.requests[: len(job.done)])
                 report(before + len(run.values) * run.done, total)
-            job.done.append(tuple(t.cpu().clone() for t in (run.values, run.log_prob, run.lengths, run.log_weight)))
+            job.done.append(tuple(t.cpu() for t in (run.values, run.log_prob, run.lengths, run.log_weight)))
             job.run = None
         report(total, total)
         self._job = None
-        values, log_prob, lengths, log_weight = (torch.cat(parts) for parts in zip(*job.done, strict=True))
+        values, log_prob, lengths, log_weight = (
+            parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*job.done, strict=True)
+        )
         values = space.to_data(self.program, values, self._value_dtype())
         return SampleResult(values, log_prob, lengths, job.seed, log_weight) if job.return_info else values
 

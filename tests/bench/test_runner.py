@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from fastar.bench import machine, runner
+from fastar.bench import machine, report, runner
 from fastar.bench.machine import Probes
-from fastar.bench.registry import Absent, Case, Contenders
+from fastar.bench.registry import Absent, Case, Contenders, Part
 from fastar.bench.runner import DisagreementError, Result, explain, measure
 from fastar.bench.timing import Effort
 
@@ -97,11 +98,21 @@ def test_input_sets_are_gone_through_in_turn() -> None:
         return Contenders(lambda: seen.append(mine), {})
 
     case = Case("a.b", "a", ("cpu",), torch.float32, "", "forward", bytes=1.0, flops=1.0, build=build)
-    ours, _, _ = runner._prepare(case, CPU, 3)
+    ours, *_ = runner._prepare(case, CPU, 3)
     assert seen == [1, 2, 3]
     for _ in range(6):
         ours()
     assert seen[3:] == [1, 2, 3, 1, 2, 3]
+
+
+def test_a_part_is_multiplied_and_said_to_be_one() -> None:
+    def build(device: torch.device) -> Contenders:
+        return Contenders(lambda: time.sleep(1e-3), {"slow": Part(lambda: time.sleep(1e-3), 50)})
+
+    case = Case("a.b", "a", ("cpu",), torch.float32, "", "forward", bytes=1.0, flops=1.0, build=build)
+    result = measure(case, CPU, BRIEF)
+    assert 10 < result.alternatives_us["slow"] / result.ours_us < 250
+    assert "a.b: slow: one of 50 equal parts was timed, and its time multiplied" in report.notes([result])
 
 
 def test_ratios_and_rates(make_result: MakeResult) -> None:

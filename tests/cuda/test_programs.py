@@ -35,7 +35,8 @@ def _executor(twin: Any, program: Program, **options: Any) -> Cuda:
     executor = Cuda(program, library=twin, **{k: v for k, v in options.items() if k != "shared_bytes" or v is not None})
     if "shared_bytes" in options:
         plan = executor.schedule
-        half = plan.shared_bytes - 4 * plan.rows_per_team * (executor.packed.fast // 2)
+        tiles = executor.packed.resident_bytes
+        half = plan.shared_bytes - tiles - 4 * plan.rows_per_team * (executor.packed.fast // 2)
         executor = Cuda(program, library=twin, **{**options, "shared_bytes": half})
         assert executor.packed.slow > 0
     return executor

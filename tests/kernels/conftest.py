@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 
 # One process can either interpret Triton's kernels or compile them: test_interpreted.py starts another for these.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
 
-COMPILED: list[str] = []
+COMPILED = "compiled kernel"
 
 
 @pytest.fixture
-def compiled_report() -> list[str]:
-    """Lines for the end of the run."""
-    return COMPILED
+def report_compiled(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Enter a line for the end of the run; as a property of the test it also comes back from a worker process."""
+    return lambda line: record_property(COMPILED, line)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if COMPILED:
+    lines = [
+        str(value)
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport) and report.when == "call"
+        for name, value in report.user_properties
+        if name == COMPILED
+    ]
+    if lines:
         terminalreporter.section("compiled kernels: most registers per thread, most shared memory per block")
-        for line in sorted(COMPILED):
+        for line in sorted(lines):
             terminalreporter.line(line)

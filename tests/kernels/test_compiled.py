@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +57,13 @@ def complaints(variants: list[dict[str, Any]]) -> list[str]:
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("module", KERNELS)
-def test_compiles_without_spills(module: str, capability: int, compiled_report: list[str]) -> None:
+def test_compiles_without_spills(module: str, capability: int, report_compiled: Callable[[str], None]) -> None:
     variants = compiled(module, capability)
     assert variants, f"kernels/{module}.py: compile_cases launches nothing"
     for kernel in sorted({one["kernel"] for one in variants}):
         own = [one for one in variants if one["kernel"] == kernel]
         registers, shared = (max(one[what] for one in own) for what in ("registers", "shared"))
-        compiled_report.append(
+        report_compiled(
             f"{module} {kernel} sm_{capability}: {len(own)} variants, {registers} registers, {shared} bytes"
         )
     assert not complaints(variants), "\n".join(complaints(variants))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastar.nn import MaskedConv2d, ShiftedConv2d, VerticalStackConv2d
-from fastar.reference.masked_conv2d import raster_mask
+from fastar.reference.masked_conv2d import colours_of, raster_mask
 
 LAYERS: dict[str, Callable[..., nn.Module]] = {
     "masked": lambda **k: MaskedConv2d(4, 6, 3, "B", colours=3, **k),
@@ -119,6 +119,19 @@ def test_two_layers_of_a_pixelcnn_see_only_earlier_colours() -> None:
         assert not (seen[0].permute(1, 2, 0).reshape(-1)[t:] != 0).any()
 
 
+@pytest.mark.parametrize("layout", ["interleaved", "contiguous"])
+def test_a_gate_has_the_colours_of_its_result(layout: str) -> None:
+    """Where neither 3 divides 7: a result of colour o sees colours <= o through both halves."""
+    layer = MaskedConv2d(6, 14, 1, "B", colours=3, colour_layout=layout, activation="tanh_gate")
+    x = torch.randn(1, 6, 1, 1, requires_grad=True)
+    y = layer(x)
+    assert y.shape == (1, 7, 1, 1)
+    theirs, own = (colours_of(n, 3, layout) for n in (6, 7))
+    for o in range(7):
+        (seen,) = torch.autograd.grad(y[0, o, 0, 0], x, retain_graph=True)
+        assert torch.equal(seen.flatten() != 0, theirs <= own[o])
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_copies_and_pickles(name: str) -> None:
     layer, x = LAYERS[name](), torch.randn(2, 4, 5, 5)
@@ -181,6 +194,7 @@ BAD: list[tuple[str, Callable[[], Any]]] = [
     ("mask_type: expected one of A, B, got 'C'", lambda: MaskedConv2d(4, 4, 3, "C")),
     ("mask_type: expected one of A, B, got None", lambda: MaskedConv2d(4, 4, 3, None)),  # type: ignore[arg-type]
     ("activation: expected one of", lambda: MaskedConv2d(4, 4, 3, "A", activation="swish")),
+    ("out_channels: expected an even number", lambda: MaskedConv2d(4, 5, 3, "A", activation="tanh_gate")),
     ("mask_type: expected one of A, B", lambda: VerticalStackConv2d(4, 4, 3, "a")),
     ("kernel_size: expected odd", lambda: VerticalStackConv2d(4, 4, (2, 3), "A")),
     ("direction: expected one of down", lambda: ShiftedConv2d(4, 4, (2, 3), "right")),

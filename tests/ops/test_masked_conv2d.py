@@ -24,7 +24,7 @@ from fastar.reference.masked_conv2d import colours_of, raster_mask
 from fastar.reference.masked_conv2d import masked_conv2d as reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-FUSED = list(activations.APPLY)
+FUSED = [*activations.APPLY, activations.GATE]
 Sizes = Sequence[int]
 
 # Names of masks, and the op's arguments that mean them.
@@ -39,11 +39,14 @@ MASKS: dict[str, dict[str, Any]] = {
 }
 
 
-def mask_of(name: str, shape: Sizes) -> Tensor | None:
+def mask_of(name: str, shape: Sizes, activation: str = "none") -> Tensor | None:
     call = MASKS[name]
     if not call:
         return None
-    return raster_mask(shape, call["mask_type"], call.get("colours", 1), call.get("colour_layout", "interleaved"))
+    parts = 2 if activation == activations.GATE else 1
+    half = (shape[0] // parts, *shape[1:])
+    mask = raster_mask(half, call["mask_type"], call.get("colours", 1), call.get("colour_layout", "interleaved"))
+    return mask.repeat(parts, 1, 1, 1)
 
 
 def gradients(run: Callable[..., Tensor], grad: Tensor, *inputs: Tensor) -> list[Tensor]:
@@ -76,7 +79,11 @@ def check_against_reference(
     same = gradients(plain, grad, *inputs)
     exact = gradients(plain, grad.double(), *(t.double() for t in inputs))
     # Sums of terms of both signs: their size is that of the absolute terms.
-    terms = gradients(lambda *t: plain(*t, activation="none"), grad.double().abs(), *(t.double().abs() for t in inputs))
+    sized = torch.cat([grad, grad], 1) if activation == activations.GATE else grad
+    terms = gradients(
+        lambda *t: plain(*t, activation="none"), sized.double().abs(), *(t.double().abs() for t in inputs)
+    )
+    terms[0] = terms[0][:, : exact[0].shape[1]]
     for what, a, b, c, size in zip(["y", "dx", "dweight", "dbias"], ours, same, exact, terms, strict=False):
         assert_within_budget(a, b, c, scale=torch.maximum(c.abs(), size), what=what)
     if mask is not None:
@@ -122,13 +129,34 @@ def test_every_vector_level(level: str) -> None:
 @pytest.mark.parametrize("activation", FUSED)
 def test_activations(implementation: str, activation: str) -> None:
     generator = torch.Generator().manual_seed(3)
-    weight = torch.randn(12, 6, 3, 3, generator=generator) / 6
-    x, bias = torch.randn(3, 6, 5, 5, generator=generator), torch.randn(12, generator=generator)
-    grad = torch.randn(3, 12, 5, 5, generator=generator)
+    weight = torch.randn(14, 6, 3, 3, generator=generator) / 6
+    x, bias = torch.randn(3, 6, 5, 5, generator=generator), torch.randn(14, generator=generator)
+    grad = torch.randn(3, 7 if activation == activations.GATE else 14, 5, 5, generator=generator)
+    # 3 colours divide neither 7 nor 14: a gate's halves have the colours of its result.
+    mask = mask_of("B interleaved", weight.shape, activation)
     with _dispatch.forced("masked_conv2d", implementation):
-        check_against_reference(
-            x, weight, bias, grad, MASKS["B interleaved"], mask_of("B interleaved", weight.shape), activation
-        )
+        check_against_reference(x, weight, bias, grad, MASKS["B interleaved"], mask, activation)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded"])
+def test_tanh_gate_halves_the_channels(layout: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(6)
+    x, weight = (laid_out(layout, shape, dtype, generator) for shape in ((2, 5, 4, 6), (2, 5, 3, 3)))
+    bias = torch.randn(2, generator=generator).to(dtype)
+    grad = laid_out(layout, (2, 1, 4, 6), dtype, generator)
+    check_against_reference(x, weight, bias, grad, {"mask_type": "A"}, mask_of("A", weight.shape), "tanh_gate")
+    y = masked_conv2d(x, weight, bias, activation="tanh_gate")
+    z = F.conv2d(x, weight, bias, padding=1)
+    torch.testing.assert_close(y, torch.tanh(z[:, :1]) * torch.sigmoid(z[:, 1:]))
+
+
+def test_a_transposed_gate() -> None:
+    generator = torch.Generator().manual_seed(7)
+    x, weight = torch.randn(2, 5, 4, 3, generator=generator), torch.randn(5, 6, 2, 3, generator=generator)
+    call = {"stride": 2, "padding": (1, 0, 0, 0), "transposed": True}
+    grad = torch.randn(2, 3, 8, 6, generator=generator)
+    check_against_reference(x, weight, torch.randn(6, generator=generator), grad, call, None, "tanh_gate")
 
 
 def test_concat_elu_doubles_the_channels() -> None:
@@ -327,29 +355,30 @@ def test_the_bits_do_not_depend_on_threads() -> None:
     assert all(torch.equal(a, b) for one in results[1:] for a, b in zip(one, results[0], strict=True))
 
 
-@pytest.mark.parametrize("activation", ["none", "relu", "gelu"])
+@pytest.mark.parametrize("activation", ["none", "relu", "gelu", "tanh_gate"])
 @pytest.mark.parametrize("name", ["B", "A contiguous"])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_opcheck(name: str, activation: str, layout: str) -> None:
     generator = torch.Generator().manual_seed(0)
     call = MASKS[name]
-    weight, bias = torch.randn(5, 6, 3, 3, generator=generator), torch.randn(5, generator=generator)
-    x, grad = (laid_out(layout, (2, c, 4, 5), torch.float32, generator) for c in (6, 5))
+    gated = activation == activations.GATE
+    weight, bias = torch.randn(8, 6, 3, 3, generator=generator), torch.randn(8, generator=generator)
+    x, grad = (laid_out(layout, (2, c, 4, 5), torch.float32, generator) for c in (6, 4 if gated else 8))
     plan = plan_of(weight.shape, call["mask_type"], call.get("colours", 1), call.get("colour_layout", "interleaved"))
     rest = (plan.channel_mask, plan.taps, plan.masked, (1, 1), (1, 1, 1, 1), False, activation)
     keep = activation in activations.NEEDS_PREACTIVATION
     for learn in (False, True):
         arguments = [t.clone().requires_grad_(learn) for t in (x, weight, bias)]
         torch.library.opcheck(torch.ops.fastar.masked_conv2d.default, (*arguments, *rest, keep))
-    saved = None if activation == "none" else torch.randn(2, 5, 4, 5)
+    saved = None if activation == "none" else torch.randn(2, 8, 4, 5)
     torch.library.opcheck(
         torch.ops.fastar.masked_conv2d_backward.default, (grad, x, weight, saved, *rest, True, True, False)
     )
 
 
 def test_gradcheck_of_the_reference() -> None:
-    mask = raster_mask((3, 4, 3, 3), "B", 2)
-    inputs = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((2, 4, 3, 4), (3, 4, 3, 3), (3,))]
+    mask = raster_mask((6, 4, 3, 3), "B", 2)
+    inputs = [torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((2, 4, 3, 4), (6, 4, 3, 3), (6,))]
     for activation in FUSED:
         assert torch.autograd.gradcheck(
             lambda x, w, b, a=activation: reference(x, w, b, mask, padding=(1, 1, 1, 1), activation=a), inputs
@@ -359,14 +388,14 @@ def test_gradcheck_of_the_reference() -> None:
         )
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "tanh_gate"])
 def test_compile_fullgraph(activation: str) -> None:
     def model(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         y = masked_conv2d(x.sin(), weight, bias, mask_type="B", colours=3, activation=activation)
         return y.cos()
 
-    inputs = [torch.randn(2, 4, 6, 5), torch.randn(7, 4, 3, 3), torch.randn(7)]
-    grad = torch.randn(2, 7, 6, 5)
+    inputs = [torch.randn(2, 4, 6, 5), torch.randn(8, 4, 3, 3), torch.randn(8)]
+    grad = torch.randn(2, 4 if activation == "tanh_gate" else 8, 6, 5)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for ours, plain in zip(gradients(compiled, grad, *inputs), gradients(model, grad, *inputs), strict=True):
         torch.testing.assert_close(ours, plain)
@@ -441,8 +470,12 @@ BAD: list[tuple[str, type[Exception], str, Callable[[], Any]]] = [
         X, WEIGHT, plan=TapPlan((0,), 0, torch.ones(4, 6) > 0))),
     ("masked tap that is none", ValueError, "plan: expected the masked tap", lambda: masked_conv2d(
         X, WEIGHT, plan=TapPlan((0,), 1, torch.ones(6, 4) > 0))),
-    ("activation", ValueError, "activation: expected one of none, relu", lambda: masked_conv2d(
+    ("activation", ValueError, "activation: expected one of none, relu.*tanh_gate", lambda: masked_conv2d(
         X, WEIGHT, activation="swish")),
+    ("gate of odd channels", ValueError, "weight: expected an even number of output channels", lambda: masked_conv2d(
+        X, WEIGHT[:5], activation="tanh_gate")),
+    ("gate with colours, transposed", ValueError, "transposed: expected False for a gate", lambda: masked_conv2d(
+        WEIGHT.new_ones(1, 6, 3, 3), WEIGHT, mask_type="B", colours=2, transposed=True, activation="tanh_gate")),
 ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 #include "cpu/executor/compile.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <numeric>
@@ -61,6 +62,19 @@ const float* WeightStore::floats(int number) {
     return held.as<const float>();
 }
 
+const float* WeightStore::padded(int number, std::int64_t width, std::int64_t to, float rest,
+                                 const std::function<float(float)>& change) {
+    const auto& shape = weight(number).shape;
+    const std::int64_t rows = std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()) / width;
+    AlignedBytes& held = changed_.emplace_back(sizeof(float) * static_cast<std::size_t>(rows * to));
+    for (std::int64_t row = 0; row < rows; ++row) {
+        float* out = held.as<float>() + row * to;
+        std::transform(weight(number).floats + row * width, weight(number).floats + (row + 1) * width, out, change);
+        std::fill(out + width, out + to, rest);
+    }
+    return held.as<const float>();
+}
+
 const std::int32_t* WeightStore::integers(int number) {
     if (number < 0) return nullptr;
     auto& held = tables_[number];
@@ -76,6 +90,7 @@ std::size_t WeightStore::bytes() const {
     std::size_t total = 0;
     for (const auto& [key, matrix] : matrices_) total += matrix->weights.size() + matrix->scales.size() * sizeof(float);
     for (const auto& [key, table] : tables_) total += table.size();
+    for (const auto& table : changed_) total += table.size();
     return total;
 }
 
@@ -214,6 +229,34 @@ std::unique_ptr<Step> Compiler::fused(const Instruction& first, const Instructio
     return s;
 }
 
+std::unique_ptr<Step> Compiler::odds(const OddsLoop& loop) {
+    const Instruction& accumulate = program_.code[loop.at];
+    const Instruction& readout = program_.code[loop.at + 1];
+    auto s = make<OddsStep>(run_odds, accumulate);
+    s->variable = loop.variable;
+    s->period = loop.period;
+    s->odds = whole(loop.odds);
+    s->powers = whole(loop.powers);
+    s->out = place(*readout.out);
+    s->width = s->odds.width;
+    s->readout_place = readout.place;
+    s->draw = draw(program_.code[loop.at + 2]);
+    s->bias = store_.floats(readout.bias);
+    s->first_factor = accumulate.index->constant;
+    s->first_weight = readout.index->constant;
+    const std::int64_t width = accumulate.out->width;
+    // Padded with ones and zeros, so that rows start at cache lines and no register is a part of one.
+    s->factors = store_.padded(accumulate.weight, width, s->width, 1.0f, [&](float w) {
+        return static_cast<float>(std::exp(-accumulate.scale * static_cast<double>(w)));
+    });
+    s->weights = store_.padded(readout.weight, width, s->width, 0.0f, [](float w) { return w; });
+    s->lanes = 0.3 * static_cast<double>(width) + 20.0;
+    s->bytes = 8.0 * static_cast<double>(width);
+    s->sizes = s->draw->sizes;
+    s->outputs = {s->out};
+    return s;
+}
+
 std::unique_ptr<Step> Compiler::gate(const Instruction& i) {
     auto s = make<GateStep>(run_gate, i);
     s->function = i.gate;
@@ -298,7 +341,7 @@ std::unique_ptr<Step> Compiler::cell(const Instruction& i) {
     return s;
 }
 
-std::unique_ptr<Step> Compiler::draw(const Instruction& i) {
+std::unique_ptr<DrawStep> Compiler::draw(const Instruction& i) {
     auto s = make<DrawStep>(run_draw, i);
     s->head = i.head;
     s->position = cpu::resolve(*i.position);

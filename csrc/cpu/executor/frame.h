@@ -35,6 +35,9 @@ struct Request {
     double top_p;        // 0: none
     bool greedy;
     std::vector<const float*> inputs;
+
+    // Whether nothing but chance and the model decides about the values.
+    bool free() const { return !given && !levels && top_k == 0 && top_p == 0.0 && stop < 0; }
 };
 
 struct Space {
@@ -82,6 +85,7 @@ struct Frame {
     std::int64_t row_end;
     std::int64_t unit_begin;
     std::int64_t unit_end;
+    std::int64_t positions;  // to complete, for a step that runs its loop itself
 
     // Keeps the first failure of a thread.
     void fail(FailureKind kind, std::int64_t row, int place) const {

@@ -41,6 +41,8 @@ void WorkspaceSizes::cover(const WorkspaceSizes& other) {
 Plan::Plan(Program given, const PlanOptions& wanted)
     : program(wanted.threads > 1 ? loosen(std::move(given), wanted.precision) : std::move(given)),
       options(wanted),
+      given_buffers(program.buffers.size()),
+      odds(keep_odds(program)),
       layout(program),
       store(program, options.precision) {
     Compiler compiler(program, layout, store);
@@ -51,6 +53,16 @@ Plan::Plan(Program given, const PlanOptions& wanted)
         const std::int64_t size =
             std::accumulate(one.shape.begin(), one.shape.end(), std::int64_t{1}, std::multiplies<>());
         initial.back().assign(from, from + size);
+    }
+    for (const OddsLoop& loop : odds) {
+        const auto at = [&](int buffer) -> std::vector<float>& { return initial[static_cast<std::size_t>(buffer)]; };
+        const auto& state = program.buffers[static_cast<std::size_t>(loop.state)];
+        std::vector<float> begin = at(loop.state);
+        begin.resize(static_cast<std::size_t>(state.shape[0]));
+        const std::int64_t padded = program.buffers[static_cast<std::size_t>(loop.odds)].shape[0];
+        at(loop.odds).resize(static_cast<std::size_t>(padded));
+        at(loop.powers).resize(static_cast<std::size_t>(padded));
+        odds_of(begin.data(), state.shape[0], at(loop.odds).data(), at(loop.powers).data(), padded);
     }
     build(compiler);
     for (const Block& block : blocks) {
@@ -98,6 +110,15 @@ void Plan::build(Compiler& compiler) {
             blocks.emplace_back();
         }
         Block& block = blocks.back();
+        if (const auto loop = std::find_if(odds.begin(), odds.end(), [&](const auto& o) { return o.at == at; });
+            loop != odds.end()) {
+            block.accesses.emplace_back();
+            block.steps.push_back(compiler.odds(*loop));
+            block.completes = true;
+            block.loop = loop->variable;
+            at += 2;
+            continue;
+        }
         block.accesses.push_back(cpu::accesses(i));
         std::unique_ptr<Step> both = at + 1 < code.size() ? compiler.fused(i, code[at + 1]) : nullptr;
         if (both) {
@@ -110,6 +131,12 @@ void Plan::build(Compiler& compiler) {
         block.completes = code[at].completes();
         fresh = block.completes;
     }
+}
+
+std::int64_t Plan::own_floats() const {
+    std::int64_t count = 0;
+    for (const OddsLoop& loop : odds) count += 2 * layout.buffers[static_cast<std::size_t>(loop.odds)].size;
+    return count;
 }
 
 double Plan::share_rows(int count) {

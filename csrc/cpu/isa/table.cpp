@@ -1,5 +1,6 @@
 // The table of this vector level. Only dispatch.cpp refers to it.
 #include "cpu/isa/conv.h"
+#include "cpu/isa/delayed.h"
 #include "cpu/isa/executor.h"
 #include "cpu/isa/gather.h"
 #include "cpu/isa/heads.h"
@@ -23,6 +24,14 @@ const KernelTable table{
     .hash = hash,
     .pad = pad,
     .tap_sum = tap_sum,
+    .delayed_extent = delayed_extent,
+    .pack_delayed = pack_delayed,
+    .delayed_sum = delayed_sum,
+    .products_extent = products_extent,
+    .delayed_products = delayed_products,
+    .sum_products = sum_products,
+    .depthwise_sum = depthwise_sum,
+    .depthwise_gradients = depthwise_gradients,
     .executor =
         {
             .matrix = matrix,
@@ -36,6 +45,10 @@ const KernelTable table{
             .attention = attention,
             .accumulate = accumulate,
             .accumulate_dot = accumulate_dot,
+            .odds_dot = odds_dot,
+            .balance_odds = balance_odds,
+            .coin_bars = coin_bars,
+            .coin_log_probs = coin_log_probs,
             .largest = largest,
             .exponentials = exponentials,
         },

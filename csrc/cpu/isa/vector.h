@@ -160,6 +160,20 @@ inline Floats copysign(Floats magnitude, Floats sign) {
     return from_bits((bits_of(magnitude) & 0x7fffffff) | (bits_of(sign) & static_cast<std::int32_t>(0x80000000)));
 }
 
+// a[0] b[0] a[1] b[1]...
+inline void interleave(Floats a, Floats b, Floats& low, Floats& high) {
+#if defined(__AVX512F__)
+    low = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    high = __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#elif defined(__AVX2__)
+    low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+    high = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+    low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+    high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+#endif
+}
+
 // The sum of the lanes, always in the same order: halves are folded onto each other.
 inline float sum(Floats a) {
 #if defined(__AVX512F__)

@@ -24,7 +24,7 @@ from fastar.reference.masked_conv2d import raster_mask
 
 # The interpreter gets bfloat16 products wrong.
 DTYPES = [torch.float32, torch.float16]
-FUSED = list(activations.APPLY)
+FUSED = [*activations.APPLY, activations.GATE]
 
 
 def check(
@@ -57,9 +57,11 @@ def check(
         grad, *ours = gradients(fast, inputs, None)
     same = gradients(plain, inputs, grad)[1:]
     exact = gradients(plain, [t.double() for t in inputs], grad.double())[1:]
-    terms = gradients(lambda *t: plain(*t, activation="none"), [t.double().abs() for t in inputs], grad.double().abs())[
-        1:
-    ]
+    sized = torch.cat([grad, grad], 1) if activation == activations.GATE else grad
+    _, *terms = gradients(
+        lambda *t: plain(*t, activation="none"), [t.double().abs() for t in inputs], sized.double().abs()
+    )
+    terms[0] = terms[0][:, : exact[0].shape[1]]
     for what, a, b, c, size in zip(["y", "dx", "dweight", "dbias"], ours, same, exact, terms, strict=False):
         assert_within_budget(a, b, c, scale=torch.maximum(c.abs(), size), what=what)
     if mask is not None:
