@@ -15,6 +15,7 @@ from model_properties import (
     assert_sampler_agrees,
     assert_samples_follow,
     randomise,
+    raster,
 )
 from torch import Tensor
 
@@ -40,11 +41,6 @@ def model(request: pytest.FixtureRequest) -> PixelRNN:
     return _random(MODELS[request.param])
 
 
-def _place(shape: tuple[int, int, int]) -> Tensor:
-    C, H, W = shape
-    return torch.arange(C * H * W).view(H, W, C).permute(2, 0, 1)
-
-
 def _x(model: PixelRNN, n: int = 5) -> Tensor:
     assert model.distribution.levels is not None
     return torch.randint(0, model.distribution.levels, (n, *model.shape))
@@ -52,7 +48,7 @@ def _x(model: PixelRNN, n: int = 5) -> Tensor:
 
 def test_autoregressive(model: PixelRNN) -> None:
     # Of so few coloured channels relu can silence all that carry a colour to the next.
-    assert_autoregressive(model, _x(model), _place(model.shape), dense=False)
+    assert_autoregressive(model, _x(model), raster(model.shape), dense=False)
 
 
 def test_diagonals_see_every_earlier_pixel_and_rows_a_triangle() -> None:
@@ -82,7 +78,7 @@ def test_samples_follow_log_prob(model: PixelRNN) -> None:
 
 
 def test_a_known_prefix_is_conditioned_on(model: PixelRNN) -> None:
-    assert_prefix_is_conditioned(model, model.shape, _place(model.shape), 3)
+    assert_prefix_is_conditioned(model, model.shape, raster(model.shape), 3)
 
 
 def test_round_trips(model: PixelRNN, tmp_path: Path) -> None:
