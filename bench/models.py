@@ -1,7 +1,8 @@
 """The table of models: each trained on data that need no download, and sampled from natively and naively.
 
-    python -m fastar.bench.models --json bench/results/models_cpu.json --readme README.md
+    python -m fastar.bench.models --json bench/results/models_cpu.json --readme README.md --threads 1
 
+Trainings lie in the folder `--trained`, and are not repeated where they lie there already: a second run only measures.
 The naive way is what a model's user has without a sampler: for every position a full pass over what is known so far,
 then one draw. Both draw the same number of rows in one process, after the same training.
 """
@@ -25,7 +26,7 @@ from torch import Tensor
 from fastar.bench import machine, report
 from fastar.cli._training import Plan, Trainer, start
 from fastar.data import sets, tables
-from fastar.models import Model
+from fastar.models import Model, load
 from fastar.models.flows import AffineLayer
 from fastar.models.orderless import Orderless
 from fastar.sampling import Sampler, draws
@@ -58,22 +59,20 @@ TABLE = [
     Row("PixelCNN", "digits", 12, {"width": 32, "depth": 3}),
     Row("RNADE", "mixture", 30, {"hidden": 64, "components": 8}),
     Row("MAF", "mixture", 30, {"hidden": [64, 64], "layers": 5}),
-    Row("IAF", "mixture", 8, {"hidden": [32, 32], "layers": 3}),
+    Row("IAF", "mixture", 30, {"hidden": [64, 64], "layers": 5}),
     Row("DocNADE", "topics", 4, {"hidden": 64}, length=64),
     Row("CharRNN", "topics", 4, {"hidden": 128, "cell": "lstm"}, 5e-3, length=64),
 ]
 
 
-def measure(row: Row) -> dict[str, Any]:
-    """Train, evaluate and time one model."""
+def measure(row: Row, folder: Path) -> dict[str, Any]:
+    """Train, unless the folder holds that training, evaluate and time one model."""
     data = sets.find(row.data, row.length)
     plan = Plan(row.epochs, row.batch, row.learning_rate, 1e-2, 0)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(start(row.model, data, row.settings, None, plan, "cpu"), data, plan, Path(folder))
-        began = time.perf_counter()
-        trainer.run(lambda progress: None)
-        trained = time.perf_counter() - began
-    model = trainer.model.eval()
+    trainer = Trainer(start(row.model, data, row.settings, None, plan, "cpu"), data, plan, folder)
+    trainer.resume()
+    trainer.run(lambda progress: None)
+    model = load(folder).eval()
     T = None if not any(isinstance(size, str) for size in model.data_shape) else trainer.x.shape[1]
     sampler = Sampler(model, ROWS)
     fast = _median(lambda: sampler.sample(ROWS, length=T, seed=1), 5)
@@ -88,7 +87,6 @@ def measure(row: Row) -> dict[str, Any]:
         "unit": trainer.unit,
         "held_out": min(trainer.progress.held_out),
         "least_possible": None if known is None else -float(known.log_prob(known.test).mean()) / trainer.divisor,
-        "training_s": trained,
         "rows": ROWS,
         "positions": int(sampler.program.positions or T or 0),
         "fast_s": fast,
@@ -172,13 +170,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fastar.bench.models", description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, help="write the measurements there")
     parser.add_argument("--readme", type=Path, help="replace the table in this file")
+    parser.add_argument("--threads", type=int, help="threads of torch")
+    parser.add_argument("--trained", type=Path, help="keep the trainings there; by default they are thrown away")
     parser.add_argument("--only", help="models whose name contains this")
     arguments = parser.parse_args()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
     results = []
-    for row in TABLE:
-        if arguments.only is None or arguments.only.lower() in row.model.lower():
-            results.append(measure(row))
-            print(json.dumps({k: v for k, v in results[-1].items() if k != "settings"}), flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        trained = arguments.trained or Path(temporary)
+        for row in TABLE:
+            if arguments.only is None or arguments.only.lower() in row.model.lower():
+                results.append(measure(row, trained / f"{row.model}-{row.data}".lower()))
+                print(f"{row.model} on {row.data}: {results[-1]['held_out']:.3f} {results[-1]['unit']}", flush=True)
     if not results:
         parser.error(f"--only: no model's name contains {arguments.only!r}")
     about = {"processor": machine.describe(torch.device("cpu")).processor, "torch": torch.__version__}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,11 @@ class DeepNADE(Orderless):
 
     x [B, D]; ``model(x, known)`` [B, D, params] in one pass.
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "mnist-1x500": {"dim": 784, "hidden": [500]},
+        "mnist-2x500": {"dim": 784, "hidden": [500, 500]},
+    }
 
     def __init__(
         self,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,10 @@ class DocNADE(Model):
     x [B, T] of integers, of which row b's first ``lengths[b]`` count; ``model(x)`` [B, T, vocabulary], logits, or with
     a tree the words' log-probabilities.
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "20newsgroups": {"vocabulary": 2000, "hidden": 50, "tree": True},
+    }
 
     path_nodes: Tensor
     path_signs: Tensor

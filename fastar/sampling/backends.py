@@ -35,7 +35,9 @@ class Run(Protocol):
 
 
 class Executor(Protocol):
-    """A program, packed for a device."""
+    """A program, packed for a device; `dtype` is that of the buffers in its runs' records."""
+
+    dtype: torch.dtype
 
     def start(self, request: Request) -> Run: ...
 

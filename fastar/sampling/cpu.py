@@ -199,6 +199,7 @@ class Run:
             "top_p": float(options.top_p or 0.0),
             "greedy": options.greedy,
             "inputs": [address(one) for one in inputs],
+            "input_entries": [request.inputs[name].shape[1] for name in names],
         }
 
     @property
