@@ -144,7 +144,7 @@ class Run:
         self.request = request
         self.plan = executor.plan
         n, T, V = len(request.rows), request.length, self.program.value.channels
-        self.values = torch.zeros(n, T, V, dtype=torch.float64)
+        self.values = _zeros(n, T, V)
         self.log_prob = torch.zeros(n, dtype=torch.float64)
         self.log_weight = torch.zeros(n, dtype=torch.float64)
         self.lengths = request.lengths.to("cpu", torch.int64, copy=True).contiguous()
@@ -297,6 +297,15 @@ class Run:
         t = torch.empty(self._shape(number))
         self._native.read(number, t.data_ptr())
         return t
+
+
+def _zeros(n: int, T: int, V: int) -> Tensor:
+    # torch.zeros fills with torch's threads, which then go on spinning for milliseconds on cores that the run needs. And
+    # pages that the system clears are not touched before they are written.
+    size = n * T * V
+    if size == 0:
+        return torch.zeros(n, T, V, dtype=torch.float64)
+    return torch.frombuffer(bytearray(8 * size), dtype=torch.float64).view(n, T, V)
 
 
 _TENSORS = ("values", "log_prob", "log_weight", "lengths")
