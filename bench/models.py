@@ -27,7 +27,7 @@ from fastar.bench import machine, report
 from fastar.cli._training import Plan, Trainer, start
 from fastar.data import sets, tables
 from fastar.models import Model, load
-from fastar.models.flows import AffineLayer
+from fastar.models._affine import AffineLayer
 from fastar.models.orderless import Orderless
 from fastar.sampling import Sampler, draws
 
@@ -61,6 +61,7 @@ TABLE = [
     Row("MAF", "mixture", 30, {"hidden": [64, 64], "layers": 5}),
     Row("IAF", "mixture", 30, {"hidden": [64, 64], "layers": 5}),
     Row("DocNADE", "topics", 4, {"hidden": 64}, length=64),
+    Row("Transformer", "topics", 4, {"width": 64, "layers": 2, "heads": 4}, length=64),
     Row("CharRNN", "topics", 4, {"hidden": 128, "cell": "lstm"}, 5e-3, length=64),
 ]
 

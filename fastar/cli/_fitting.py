@@ -25,6 +25,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "IAF": {"hidden": [64, 64], "layers": 5},
     "CharRNN": {"hidden": 256, "cell": "lstm"},
     "PixelCNN": {"width": 32, "depth": 4},
+    "GatedPixelCNN": {"width": 32, "depth": 4},
+    "WaveNet": {"residual": 32, "skip": 64, "dilations": 8},
+    "Transformer": {"width": 128, "layers": 4, "heads": 4, "bos": 0},
 }
 
 
