@@ -61,7 +61,8 @@ std::unique_ptr<Run> make_run(const std::shared_ptr<Plan>& plan, const py::dict&
                          .top_k = r["top_k"].cast<std::int64_t>(),
                          .top_p = r["top_p"].cast<double>(),
                          .greedy = r["greedy"].cast<bool>(),
-                         .inputs = {}};
+                         .inputs = {},
+                         .input_entries = r["input_entries"].cast<std::vector<std::int64_t>>()};
     for (const py::handle one : r["inputs"].cast<py::list>()) request.inputs.push_back(address<const float>(one));
     const py::gil_scoped_release release;
     return std::make_unique<Run>(plan, std::move(request));
@@ -118,7 +119,7 @@ void bind_executor(py::module_& module) {
         .def_readonly("threads", &Plan::threads)
         .def_property_readonly("sharing",
                                [](const Plan& p) { return p.sharing == cpu::Sharing::kRows ? "rows" : "steps"; })
-        .def_readonly("predicted_ns", &Plan::predicted_ns)
+        .def_property_readonly("predicted_ns", &Plan::predicted_ns)
         .def_property_readonly("tasks", &tasks)
         .def_property_readonly("weight_bytes", [](const Plan& p) { return p.store.bytes(); })
         .def_property_readonly("own_floats", &Plan::own_floats)

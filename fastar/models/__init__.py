@@ -18,11 +18,13 @@ from fastar.models.deep_nade import DeepNADE  # noqa: E402
 from fastar.models.doc_nade import DocNADE  # noqa: E402
 from fastar.models.flows import IAF, MAF  # noqa: E402
 from fastar.models.fvsbn import FVSBN  # noqa: E402
+from fastar.models.gated_pixelcnn import GatedPixelCNN  # noqa: E402
 from fastar.models.made import MADE  # noqa: E402
 from fastar.models.model import Model  # noqa: E402
 from fastar.models.nade import NADE, RNADE  # noqa: E402
 from fastar.models.pixelcnn import PixelCNN  # noqa: E402
 from fastar.models.transformer import Transformer  # noqa: E402
+from fastar.models.wavenet import WaveNet  # noqa: E402
 
 __all__ = [
     "FVSBN",
@@ -36,9 +38,11 @@ __all__ = [
     "ConvNADE",
     "DeepNADE",
     "DocNADE",
+    "GatedPixelCNN",
     "Model",
     "PixelCNN",
     "Transformer",
+    "WaveNet",
     "by_name",
     "load",
 ]

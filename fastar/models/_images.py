@@ -66,13 +66,7 @@ class ImageModel(Model):
     def _conditions(self, cond: Any, rows: int) -> tuple[Tensor | None, Tensor | None]:
         # A vector, a map, or where the model has both a pair of them.
         owner = f"this {type(self).__name__}"
-        vector, spatial = cond, None
-        if self.cond_map and self.cond_dim:
-            if not isinstance(cond, tuple | list) or len(cond) != 2:
-                raise ValueError(f"cond: {owner} needs a pair, the vector and the map, got {type(cond).__name__}")
-            vector, spatial = cond
-        elif self.cond_map:
-            vector, spatial = None, cond
+        vector, spatial = _condition.pair(owner, cond, bool(self.cond_dim), bool(self.cond_map), "map")
         if self.cond_map:
             if spatial is None:
                 raise ValueError(f"cond: {owner} needs it, a map {[rows, self.cond_map, *self.shape[1:]]}")

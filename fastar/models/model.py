@@ -25,7 +25,7 @@ from fastar.sampling.sampler import Progress
 M = TypeVar("M", bound="Model")
 
 # Rows that `sample` runs together. More are drawn in chunks, which changes no sample and bounds the memory.
-_ROWS = 256
+ROWS = 256
 
 
 class Model(nn.Module, abc.ABC):
@@ -126,7 +126,7 @@ class Model(nn.Module, abc.ABC):
 
         The weights are packed anew in every call; hold a Sampler to pack them once.
         """
-        rows = max(1, min(n, _ROWS)) if isinstance(n, int) else n
+        rows = max(1, min(n, ROWS)) if isinstance(n, int) else n
         sampler = Sampler(self, rows, dtype, backend)
         try:
             return sampler.sample(

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from fastar import _checks
 from fastar.distributions import Categorical
-from fastar.models.model import Model
+from fastar.models import _windows
+from fastar.models.model import ROWS, Model
 from fastar.nn import CausalSelfAttention
 from fastar.reference import activation as activations
-from fastar.sampling import Builder, Head, Program, fuse
+from fastar.sampling import Builder, Head, Program, Sampler, SampleResult, fuse
 from fastar.sampling.index import Index
 from fastar.sampling.instructions import Draw, Elementwise, Gather, Linear
 from fastar.sampling.lower import Signal, Step
@@ -224,6 +225,121 @@ class Transformer(Model):
         """The program's inputs: the vector of each row's class."""
         self._check_classes(cond, n)
         return {} if self.wce is None else {"cond": self.wce(cond.long()).detach().float()}
+
+    def prefill(self, values: Tensor, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """Known first values [B, P, 1] in one pass: the caches behind them, and their log-probabilities [B, P]."""
+        x = values[..., 0].long().to(self.device)
+        before = [self.wte(x[:, :-1])]
+        if not self.given_first:
+            start = inputs["cond"].to(before[0]) if self.classes else self.wte.weight[self.bos].expand(len(x), -1)
+            before.insert(0, start[:, None])
+        y = torch.cat(before, 1)
+        y = y + self.positions[: y.shape[1]]
+        caches: dict[str, Tensor] = {}
+        for number, block in enumerate(self.body):
+            if isinstance(block, _Block):
+                _, *pair = block.attention._split(block.norm_1(y))
+                for part, t in zip(("keys", "values"), pair, strict=True):
+                    slots = self._slots if block.attention.window is None else min(block.attention.window, self._slots)
+                    caches[f"body.{number}.attention.{part}"] = _cache(t.transpose(1, 2).flatten(2), slots)
+            y = block(y)
+        logits = F.linear(y, self.wte.weight if self.head is None else self.head.weight)
+        first = int(self.given_first)
+        log_prob = F.pad(self.distribution.log_prob(logits, x[:, first:]), (first, 0))
+        return caches, log_prob
+
+    @property
+    def _slots(self) -> int:
+        # Symbols that enter: where the first position is given, the last one never does.
+        return self.context - int(self.given_first)
+
+    @torch.no_grad()
+    def sample(  # type: ignore[override]
+        self,
+        n: int,
+        *,
+        length: int | Sequence[int] | Tensor | None = None,
+        overflow: str = "stop",
+        stride: int | None = None,
+        **options: Any,
+    ) -> Tensor | SampleResult:
+        """As `Model.sample`. What is asked beyond the context ends there ("stop"), or with ``overflow="recompute"`` is
+        drawn in windows: whenever the context is full, its `stride` oldest positions (half of it unless given) are
+        dropped and the others taken in anew, at the first positions.
+        """
+        if overflow not in ("stop", "recompute"):
+            raise ValueError(f"overflow: expected stop or recompute, got {overflow!r}")
+        given = options.get("given")
+        if length is None and isinstance(given, Tensor) and given.dim() == 2:
+            length = given.shape[1]
+        asked = None if length is None else torch.as_tensor(length)
+        if asked is None or asked.numel() == 0 or int(asked.max()) <= self.context:
+            return super().sample(n, length=length, **options)
+        if overflow == "stop":
+            kept = {name: _first(name, options[name], self.context) for name in _ALONG if name in options}
+            clipped = asked.clamp(max=self.context)
+            return super().sample(n, length=clipped if asked.dim() else int(clipped), **{**options, **kept})
+        step = max(1, self.context // 2) if stride is None else _checks.positive("stride", stride)
+        if step >= self.context:
+            raise ValueError(f"stride: expected less than the context, {self.context}, got {step}")
+        return self._slide(n, asked.expand(n).long(), step, **options)
+
+    def _slide(
+        self,
+        n: int,
+        lengths: Tensor,
+        stride: int,
+        *,
+        cond: Any = None,
+        seed: int | Sequence[int] | None = None,
+        uniforms: Tensor | None = None,
+        given: Tensor | None = None,
+        support: Any = None,
+        backend: str = "auto",
+        dtype: torch.dtype | None = None,
+        return_info: bool = False,
+        **options: Any,
+    ) -> Tensor | SampleResult:
+        longest = int(lengths.max())
+        for name, t in (("given", given), ("uniforms", uniforms)):
+            if t is not None and tuple(_checks.tensor(name, t).shape[:2]) != (n, longest):
+                raise ValueError(f"{name}: expected shape [{n}, {longest}, ..], got {list(t.shape)}")
+        sampler = Sampler(self, max(1, min(n, ROWS)), dtype, backend)
+        result = _windows.sample(
+            self,
+            sampler,
+            n,
+            self.context,
+            stride,
+            lengths,
+            cond=cond,
+            seed=int(torch.randint(0, 2**63 - 1, ())) if seed is None else seed,
+            uniforms=uniforms,
+            given=given,
+            support=support,
+            **options,
+        )
+        sampler.close()
+        return result if return_info else result.values
+
+
+# Options of `sample` that say something of every position.
+_ALONG = ("given", "uniforms", "support")
+
+
+def _cache(t: Tensor, slots: int) -> Tensor:
+    # Rows [B, P, width] where a cache of so many slots keeps them: each in its number modulo the slots.
+    cache = t.new_zeros(len(t), slots, t.shape[2])
+    first = max(0, t.shape[1] - slots)
+    cache[:, torch.arange(first, t.shape[1]) % slots] = t[:, first:]
+    return cache
+
+
+def _first(name: str, value: Any, count: int) -> Any:
+    # The part of an option that concerns the first positions.
+    if value is None or name == "support":
+        return _windows.part(value, 0, count)
+    return value[:, :count]
 
 
 class _Block(nn.Module):

@@ -35,7 +35,9 @@ class Run(Protocol):
 
 
 class Executor(Protocol):
-    """A program, packed for a device."""
+    """A program, packed for a device; `dtype` is that of the buffers in its runs' records."""
+
+    dtype: torch.dtype
 
     def start(self, request: Request) -> Run: ...
 
@@ -63,6 +65,8 @@ class Backend:
     declines: Callable[[Plan], str | None]
     make: Callable[[Plan], Executor]
     describe: Callable[[Executor], str] = lambda executor: ""
+    # A step's time, predicted and, after a run, measured; empty where an executor knows neither.
+    times: Callable[[Executor], str] = lambda executor: ""
 
 
 def _reference_declines(plan: Plan) -> str | None:
@@ -97,9 +101,14 @@ def _describe_cpu(executor: Executor) -> str:
     return executor.describe()
 
 
+def _times_of_cpu(executor: Executor) -> str:
+    assert isinstance(executor, cpu.Cpu)
+    return executor.times()
+
+
 # Fastest first: `backend="auto"` takes the first that does not decline.
 BACKENDS: list[Backend] = [
-    Backend("cpu", _cpu_declines, _cpu, _describe_cpu),
+    Backend("cpu", _cpu_declines, _cpu, _describe_cpu, _times_of_cpu),
     Backend("reference", _reference_declines, _reference, lambda e: "a loop in Python over torch"),
 ]
 

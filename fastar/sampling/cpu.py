@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,6 +52,15 @@ def why_not(program: Program) -> str | None:
     return None
 
 
+@dataclass
+class Spent:
+    """What a run has taken so far."""
+
+    rows: int
+    positions: int = 0
+    seconds: float = 0.0
+
+
 class Cpu:
     """Runs a program in C++. Bit for bit the same for a row whatever the batch, its split, and the threads.
 
@@ -82,6 +93,7 @@ class Cpu:
         self.threads = threads or len(os.sched_getaffinity(0))
         self.rows = rows
         self.sharing = sharing
+        self.last: Spent | None = None
         self.repack(program.weights)
 
     def repack(self, weights: Mapping[str, Tensor]) -> None:
@@ -101,8 +113,16 @@ class Cpu:
         how = "each thread runs its own rows" if plan.sharing == "rows" else "threads share the steps of every row"
         return (
             f"{self.precision} weights ({plan.weight_bytes / 1e6:.1f} MB packed), {level}, {plan.threads} of"
-            f" {self.threads} threads for {self.rows} rows: {how}; predicted {plan.predicted_ns / 1e3:.1f} us a pass"
+            f" {self.threads} threads for {self.rows} rows: {how}"
         )
+
+    def times(self) -> str:
+        """A step's time as predicted for `rows` rows, and as measured in the last run if there has been one."""
+        text = f"predicted {self.plan.predicted_ns / 1e3:.3g} us for {self.rows} rows"
+        if self.last is None or not self.last.positions:
+            return text
+        steps, rows = self.last.positions, self.last.rows
+        return f"{text}, measured {self.last.seconds / steps * 1e6:.3g} us for {rows} rows over {steps:,} steps"
 
     def start(self, request: Request) -> Run:
         """A run at its first position."""
@@ -129,6 +149,7 @@ class Run:
         self.log_weight = torch.zeros(n, dtype=torch.float64)
         self.lengths = request.lengths.to("cpu", torch.int64, copy=True).contiguous()
         self._native = native.core().Run(self.plan, self._record(n, T))
+        self._spent = Spent(n)
         # As the program names them, in the order in which the native part numbers them.
         self._variables: dict[str, int] = {}
         for step in self.program.code:
@@ -178,6 +199,7 @@ class Run:
             "top_p": float(options.top_p or 0.0),
             "greedy": options.greedy,
             "inputs": [address(one) for one in inputs],
+            "input_entries": [request.inputs[name].shape[1] for name in names],
         }
 
     @property
@@ -199,7 +221,11 @@ class Run:
         """
         if self.finished:
             return 0
+        began = time.perf_counter()
         done: int = self._native.advance(self.request.length if positions is None else positions)
+        self._spent.seconds += time.perf_counter() - began
+        self._spent.positions += done
+        self.executor.last = self._spent
         self._raise_failure()
         return done
 

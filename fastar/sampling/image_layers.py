@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from fastar.nn import GatedPixelCNNBlock, MaskedConv2d, ShiftedConv2d, VerticalStackConv2d
 from fastar.nn._tap_conv2d import TapConv2d
 from fastar.ops.masked_conv2d import geometry_of
-from fastar.ops.tap_plan import Geometry, full, looks
-from fastar.sampling.planes import Canvas, Planes
+from fastar.ops.tap_plan import Geometry, full, looks, phases
+from fastar.sampling.planes import Canvas, Phase, Planes
 from fastar.sampling.trace import IMAGE, register
 
 
@@ -24,10 +24,12 @@ def _convolution(
     canvas: Canvas,
 ) -> Planes:
     # The surviving taps, each by where it looks from the pixel whose value it computes.
-    if geometry.stride != (1, 1) or geometry.transposed:
-        raise canvas.refuse("a convolution that changes the image's size has no lowering")
     if not isinstance(x, Planes) or x.vector:
         raise canvas.refuse("a convolution takes a float tensor [B, C, H, W]")
+    if geometry.transposed:
+        return _transposed(x, weight, bias, geometry, activation, canvas)
+    if geometry.stride[0] != geometry.stride[1]:
+        raise canvas.refuse(f"a stride of {list(geometry.stride)} has no lowering; the same in both directions has")
     kernel = weight.shape[2:]
     (left, right, top, bottom), (more_left, more_right, more_top, more_bottom) = geometry.padding, x.pad
     around = (top + bottom + more_top + more_bottom, left + right + more_left + more_right)
@@ -40,7 +42,24 @@ def _convolution(
     flat = weight.detach().flatten(2)[:, :, numbers].transpose(1, 2)
     mask = None if seen is None else seen.flatten(2)[:, :, numbers].transpose(1, 2)
     unpadded = Planes(x.pieces)
-    return canvas.product(unpadded, flat, [(one.dy, one.dx) for one in found], bias, mask, activation)
+    return canvas.product(
+        unpadded, flat, [(one.dy, one.dx) for one in found], bias, mask, activation, geometry.stride[0]
+    )
+
+
+def _transposed(
+    x: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str, canvas: Canvas
+) -> Planes:
+    # Each pixel sees the inputs whose distance to it the kernel covers: by the remainders of its row and column.
+    if geometry.stride != (2, 2):
+        raise canvas.refuse(f"a transposed convolution of stride {list(geometry.stride)} has no lowering; 2 has")
+    kernel = weight.shape[2:]
+    found = looks(full(kernel).taps, kernel, geometry.corner)
+    each = []
+    for row, column, seen in phases(found, (2, 2)):
+        flat = weight.detach().flatten(2)[:, :, [one.tap for one in seen]].permute(1, 2, 0)
+        each.append(Phase(row, column, tuple((one.dy, one.dx) for one in seen), flat))
+    return canvas.raised(x, each, bias, activation)
 
 
 @register(TapConv2d, MaskedConv2d, VerticalStackConv2d, ShiftedConv2d, over=IMAGE)

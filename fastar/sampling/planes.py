@@ -25,10 +25,14 @@ CENTRE: Tap = (0, 0)
 
 @dataclass(eq=False)
 class Node:
-    """A plane: `width` channels at every pixel."""
+    """A plane: `width` channels at every pixel, or with `scale` > 1 at every scale-th of every scale-th row.
+
+    A vector for the whole image has scale 0.
+    """
 
     path: str
     width: int
+    scale: int = field(default=1, kw_only=True)
 
     @property
     def reads(self) -> list[tuple[Node, Sequence[Tap]]]:
@@ -82,7 +86,30 @@ class Product(Node):
         part = slice(start, start + width)
         terms = [term._replace(weight=term.weight[part], seen=term.seen[part]) for term in self.terms]
         bias = None if self.bias is None else self.bias[part]
-        return Product(f"{self.path}.{start}", width, terms, bias, self.activation)
+        return Product(f"{self.path}.{start}", width, terms, bias, self.activation, scale=self.scale)
+
+
+class Phase(NamedTuple):
+    """Of the pixels of a raised plane those in every second row and column from these on: taps and weights on it."""
+
+    row: int
+    column: int
+    taps: tuple[Tap, ...]
+    weight: Tensor
+
+
+@dataclass(eq=False)
+class Raised(Node):
+    """y = act(W x + b) at twice the rows and columns of x: a transposed convolution, with weights by phase."""
+
+    source: Node
+    phases: tuple[Phase, ...] = ()
+    bias: Tensor | None = None
+    activation: str = "none"
+
+    @property
+    def reads(self) -> list[tuple[Node, Sequence[Tap]]]:
+        return [(self.source, sorted({tap for one in self.phases for tap in one.taps}))]
 
 
 @dataclass(eq=False)
@@ -150,10 +177,12 @@ class Canvas(Lowering):
         bias: Tensor | None = None,
         seen: Tensor | None = None,
         activation: str = "none",
+        stride: int = 1,
     ) -> Planes:
         """y = act(sum_k W[:, k, :] x(taps[k]) + b), W [out, taps, in]; `seen`, bool [out, taps, in], is its mask.
 
-        Taps are (rows, columns) away from the pixel; what lies outside the image counts as zero.
+        Taps are (rows, columns) away from the pixel; what lies outside the image counts as zero. With a stride, every
+        stride-th pixel of every stride-th row is computed.
         """
         value = self.value(x)
         if weight.shape[1:] != (len(taps), value.width):
@@ -169,11 +198,44 @@ class Canvas(Lowering):
             start += one.node.width
         fused = "none" if activation in ("concat_elu", GATE) else activation
         bias = None if bias is None else bias.detach()
-        node = Product(self.path, weight.shape[0], terms, bias, fused)
+        scale = self._scale(value) * stride
+        if scale and any(size % scale for size in self.size):
+            raise self.refuse(f"a stride that makes {scale} in all does not divide the image's size {list(self.size)}")
+        node = Product(self.path, weight.shape[0], terms, bias, fused, scale=scale)
         y = Planes((At(node),), vector=value.vector)
         if activation == GATE:
             return self.gate("tanh", *self.chunk(y, 2, 1))
         return self.elementwise("concat_elu", y) if activation == "concat_elu" else y
+
+    def raised(self, x: object, phases: Sequence[Phase], bias: Tensor | None, activation: str = "none") -> Planes:
+        """A transposed convolution of stride 2, by the phases of the pixels that it computes."""
+        value = self.value(x)
+        one = value.pieces[0]
+        scale = self._scale(value)
+        if len(value.pieces) > 1 or (one.dy, one.dx) != CENTRE or isinstance(one.node, Pixels | Given) or scale < 2:
+            raise self.refuse("grows what no layer shrank before, or what is moved or put together")
+        if one.node.width != phases[0].weight.shape[2]:
+            raise self.refuse(f"takes {phases[0].weight.shape[2]} channels, gets {one.node.width}")
+        fused = "none" if activation in ("concat_elu", GATE) else activation
+        node = Raised(
+            self.path,
+            phases[0].weight.shape[0],
+            one.node,
+            tuple(phase._replace(weight=phase.weight.detach()) for phase in phases),
+            None if bias is None else bias.detach(),
+            fused,
+            scale=scale // 2,
+        )
+        y = Planes((At(node),))
+        if activation == GATE:
+            return self.gate("tanh", *self.chunk(y, 2, 1))
+        return self.elementwise("concat_elu", y) if activation == "concat_elu" else y
+
+    def _scale(self, x: Planes) -> int:
+        scales = {one.node.scale for one in x.pieces}
+        if len(scales) > 1:
+            raise self.refuse(f"puts planes of scales {sorted(scales)} side by side")
+        return scales.pop()
 
     def elementwise(
         self, function: str, a: Planes, b: Planes | None = None, alpha: float = 1.0, beta: float = 0.0
@@ -199,7 +261,7 @@ class Canvas(Lowering):
             else:
                 each = torch.diag(f)[:, None]
                 terms, bias = [Term(one.node, ((one.dy, one.dx),), each, each.cpu() != 0)], s
-            pieces.append(At(Product(self.path, one.node.width, terms, bias)))
+            pieces.append(At(Product(self.path, one.node.width, terms, bias, scale=one.node.scale)))
         return replace(x, pieces=tuple(pieces))
 
     def gate(self, function: str, a: Planes, b: Planes) -> Planes:
@@ -283,7 +345,10 @@ class Canvas(Lowering):
         self, function: str, operands: tuple[At, ...], alpha: float = 1.0, beta: float = 0.0, gate: bool = False
     ) -> Pointwise:
         own = tuple(self._own(one) for one in operands)
-        return Pointwise(self.path, own[0].node.width, function, own, alpha, beta, gate)
+        scales = {one.node.scale for one in own}
+        if len(scales - {0}) > 1:
+            raise self.refuse(f"combines planes of scales {sorted(scales)}")
+        return Pointwise(self.path, own[0].node.width, function, own, alpha, beta, gate, scale=max(scales))
 
     def _own(self, one: At) -> At:
         # Planes combined element by element share one order of channels, which what is drawn or given cannot change.
@@ -291,7 +356,8 @@ class Canvas(Lowering):
 
     def _selection(self, one: At, start: int, width: int) -> Product:
         rows = torch.eye(one.node.width)[start : start + width, None]
-        return Product(one.node.path, width, [Term(one.node, ((one.dy, one.dx),), rows, rows != 0)])
+        terms = [Term(one.node, ((one.dy, one.dx),), rows, rows != 0)]
+        return Product(one.node.path, width, terms, scale=one.node.scale)
 
     def _part(self, node: Node, start: int, width: int) -> Node:
         if (start, width) == (0, node.width):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastar import _checks
-from fastar.sampling import backends, space
+from fastar.sampling import backends, prefill, space
 from fastar.sampling.backends import Plan, Run
 from fastar.sampling.cost import cost
 from fastar.sampling.draws import Options
@@ -54,7 +54,7 @@ class Sampler:
 
     Args:
         model: a step program, or a model with a method `lower()` that gives one (and `condition(cond, n, length)`, the
-            program's inputs, where it takes conditions).
+            program's inputs, where it takes conditions; and `prefill(values, inputs)`, see `fastar.sampling.prefill`).
         batch_size: rows that run together; more are drawn in chunks.
         dtype: arithmetic of the run; None is the executor's own choice.
         backend: "auto", or an executor by name.
@@ -82,6 +82,7 @@ class Sampler:
         self.backend, self.declined = backends.choose(self.plan, backend)
         _refuse_if_too_large(self.program, self.batch_size)
         self.executor: backends.Executor | None = self.backend.make(self.plan)
+        self._versions = prefill.versions(model)
         self._job: _Job | None = None
         self._lock = threading.Lock()
         # Positions that take about _SECONDS, as far as is known: a run is left no more often than it has to be.
@@ -103,6 +104,7 @@ class Sampler:
         given: Tensor | None = None,
         support: tuple[object, object] | Tensor | None = None,
         stop: int | None = None,
+        position_offset: int = 0,
         progress: Progress = False,
         return_info: bool = False,
     ) -> Tensor | SampleResult:
@@ -110,7 +112,8 @@ class Sampler:
 
         `given` has the shape of the values, NaN or -1 where unknown, and says their length where `length` does not.
         Positions known before every unknown one are conditioned on exactly; a known position after an unknown one is
-        clamped, and `log_weight` is the correction. An interrupted call is finished by `resume`.
+        clamped, and `log_weight` is the correction. The random numbers are those of positions from `position_offset`
+        on, for a window into something longer. An interrupted call is finished by `resume`.
         """
         with self._exclusive():
             self._job = self._prepare(
@@ -125,6 +128,7 @@ class Sampler:
                 given=given,
                 support=support,
                 stop=stop,
+                position_offset=position_offset,
             )
             return self._finish(progress)
 
@@ -168,7 +172,7 @@ class Sampler:
             if replace(program, weights={}) != replace(self.program, weights={}):
                 raise ValueError("refresh: the model has changed its shape; make a new Sampler")
             executor.repack(program.weights)
-            self.program = program
+            self.program, self._versions = program, prefill.versions(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """The interrupted call, so that another sampler of the same model can finish it after `load_state_dict`."""
@@ -197,8 +201,9 @@ class Sampler:
             self._job = job
 
     def explain(self) -> str:
-        """The executor and why, memory, and work per position."""
+        """The executor and why, memory, work per position, and its time: predicted, and measured after a run."""
         c = cost(self.program)
+        times = self.backend.times(self._open())
         lines = [
             f"{self.program.name}: {self.backend.name} ({self.backend.describe(self._open())})",
             *(f"  declined  {reason}" for reason in self.declined),
@@ -206,6 +211,7 @@ class Sampler:
             f"{_mib(c.row_bytes * self.batch_size)} for {self.batch_size} rows",
             f"  a step    {c.multiply_adds:,.0f} multiply-adds per row, {c.weights_read:,.0f} weights read, "
             f"{c.instructions:,.1f} instructions",
+            *([f"  time      {times}"] if times else []),
         ]
         return "\n".join(lines)
 
@@ -278,7 +284,10 @@ class Sampler:
 
     def _running(self, job: _Job) -> Run:
         if job.run is None:
-            job.run = self._open().start(job.requests[len(job.done)])
+            request = job.requests[len(job.done)]
+            executor = self._open()
+            state = prefill.state(self.model, self.program, request, self._versions, executor.dtype)
+            job.run = executor.start(request) if state is None else executor.resume(request, state)
         return job.run
 
     def _finish(self, progress: Progress) -> Tensor | SampleResult:

@@ -7,12 +7,14 @@ lower as well. What cannot be is refused with the module's path and the reason.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 from fastar.sampling.instructions import UNARY
 
@@ -21,7 +23,7 @@ class LoweringError(ValueError):
     """A module that has no step program; the message gives its path and the reason."""
 
 
-Lower = Callable[[Any, Any, Any], Any]
+Lower = Callable[..., Any]
 Layer = TypeVar("Layer", bound=Callable[..., Any])
 SEQUENCE, IMAGE = "sequence", "image"
 _LAYERS: dict[str, dict[type[nn.Module], Lower]] = {SEQUENCE: {}, IMAGE: {}}
@@ -31,7 +33,7 @@ def register(*layers: type[nn.Module], over: str | Sequence[str] = SEQUENCE) -> 
     """Decorator: this function lowers these layers (and not their subclasses): (layer, input, lowering) -> output.
 
     `over` is "sequence" (the lowering is a `fastar.sampling.lower.Step`), "image" (a `fastar.sampling.planes.Canvas`),
-    or both. A layer that is called with several inputs gets them as a tuple.
+    or both. A layer that is called with several inputs gets them as a tuple, and those that are named by name.
     """
     kinds = [over] if isinstance(over, str) else list(over)
     for kind in kinds:
@@ -95,6 +97,11 @@ class Lowering:
         return NotImplemented
 
 
+def _kind(module: nn.Module) -> type[nn.Module]:
+    # A parametrised layer (weight norm) is of a class of its own, made from the layer's.
+    return type(module).__bases__[0] if parametrize.is_parametrized(module) else type(module)
+
+
 class _Tracer(fx.Tracer):
     # Registered layers are leaves whoever wrote them; torch.nn's others stay leaves and are refused by name.
     def __init__(self, over: str) -> None:
@@ -102,7 +109,7 @@ class _Tracer(fx.Tracer):
         self.over = over
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in _LAYERS[self.over] or (
+        return _kind(m) in _LAYERS[self.over] or (
             super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.Sequential)
         )
 
@@ -111,13 +118,14 @@ def lower_module(module: nn.Module, x: Any, lowering: Lowering, named: Mapping[s
     """The module's output; `x` is its input, or a tuple of its inputs, `named` are further ones by name."""
     # The registrations of the layers that fastar itself knows.
     import fastar.sampling.image_layers
-    import fastar.sampling.layers  # noqa: F401
+    import fastar.sampling.layers
+    import fastar.sampling.layers_wavenet  # noqa: F401
 
-    layers = _LAYERS[lowering.over]
-    if type(module) in layers:
-        return layers[type(module)](module, x, lowering)
-    if type(module).__module__.startswith("torch.nn."):
-        raise lowering.refuse(f"no lowering is registered for {type(module).__module__}.{type(module).__qualname__}")
+    layers, kind = _LAYERS[lowering.over], _kind(module)
+    if kind in layers:
+        return layers[kind](module, x, lowering)
+    if kind.__module__.startswith("torch.nn."):
+        raise lowering.refuse(f"no lowering is registered for {kind.__module__}.{kind.__qualname__}")
     try:
         graph = _Tracer(lowering.over).trace(module)
     except Exception as error:
@@ -144,13 +152,14 @@ def lower_module(module: nn.Module, x: Any, lowering: Lowering, named: Mapping[s
         elif node.op == "call_module":
             layer = modules[node.target]
             lowering.path = f"{prefix}.{node.target}" if prefix else node.target
-            if type(layer) not in layers:
-                raise lowering.refuse(
-                    f"no lowering is registered for {type(layer).__module__}.{type(layer).__qualname__}"
-                )
-            if kwargs:
-                raise lowering.refuse(f"a layer is called with {', '.join(kwargs)} by name")
-            results[node] = layers[type(layer)](layer, args[0] if len(args) == 1 else args, lowering)
+            kind = _kind(layer)
+            if kind not in layers:
+                raise lowering.refuse(f"no lowering is registered for {kind.__module__}.{kind.__qualname__}")
+            lower = layers[kind]
+            unknown = sorted(set(kwargs) - set(inspect.signature(lower).parameters)) if kwargs else []
+            if unknown:
+                raise lowering.refuse(f"a layer is called with {', '.join(unknown)} by name")
+            results[node] = lower(layer, args[0] if len(args) == 1 else args, lowering, **kwargs)
         elif node.op == "output":
             lowering.path = prefix
             if inputs or further:

@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
-from fastar.nn import CausalConv1d, CausalSelfAttention, MaskedLinear
+from fastar.nn import CausalConv1d, CausalSelfAttention, MaskedLinear, WaveNetBlock
 from fastar.sampling import Head, LoweringError, dimensions, register, sequence, trace
 from fastar.sampling.cost import cost
 from fastar.sampling.instructions import SpanLinear
@@ -141,6 +142,42 @@ def test_causal_convolutions() -> None:
     torch.manual_seed(11)
     module = Dilated()
     _agrees(module, sequence(module, Head("categorical", 4), first=4), first=4, length=9)
+
+
+class Blocks(nn.Module):
+    """WaveNet's blocks put together by a user, one of them with weight norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        scales = {"residual_scale": 0.5**0.5, "skip_scale": 0.5}
+        self.blocks = nn.ModuleList(WaveNetBlock(4, 3, 6, 3, dilation, **scales) for dilation in (1, 2))
+        self.head = parametrizations.weight_norm(nn.Conv1d(6, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, skip = self.embed(x).transpose(1, 2), None
+        for block in self.blocks:
+            y, skip = block(y, skip_sum=skip)
+        return self.head(torch.relu(skip)).transpose(1, 2)  # type: ignore[no-any-return, arg-type]
+
+
+def test_wavenet_blocks_of_ones_own() -> None:
+    torch.manual_seed(13)
+    module = Blocks().double()
+    program = sequence(module, Head("categorical", 4), first=4)
+    _agrees(module, program, first=4, length=9)
+    # A gather into the first ring; the last block's residual is not computed.
+    assert [one.op for one in program.code].count("linear") == 2 + 1 + 1
+    given = WaveNetBlock(4, 3, 6, global_cond=2)
+    with pytest.raises(LoweringError, match="global_cond: expected a tensor, as the block was made"):
+        sequence(nn.Sequential(nn.Embedding(4, 4), Transposed(), given), Head("categorical", 4), first=3)
+
+
+class Transposed(nn.Module):
+    """[B, T, C] to [B, C, T]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
 
 
 class Attending(nn.Module):

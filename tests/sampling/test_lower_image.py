@@ -222,6 +222,66 @@ def test_streams_that_are_moved_and_a_head_over_all_colours() -> None:
     _agrees(module, program)
 
 
+class Scales(nn.Module):
+    """Two streams that shrink twice and grow again, with short cuts and a vector that conditions all."""
+
+    def __init__(self, C: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.u0, self.ul0 = ShiftedConv2d(C, width, (2, 3), "down"), ShiftedConv2d(C, width, (2, 2), "down_right")
+        sizes = {"down": (2, 3), "down_right": (2, 2)}
+        self.shrink, self.grow, self.look, self.cross = (nn.ModuleDict() for _ in range(4))
+        for name, kernel in sizes.items():
+            for k in (1, 2):
+                self.shrink[f"{name}{k}"] = ShiftedConv2d(width, width, kernel, name, stride=2)
+                self.look[f"{name}{k}"] = ShiftedConv2d(width, width, kernel, name, activation="tanh")
+                raised = ShiftedConv2d(width, width, kernel, name, stride=2, transposed=True, activation="elu")
+                self.grow[f"{name}{k}"] = raised
+        for k in "012345":
+            self.cross[k] = nn.Conv2d(width, width, 1)
+        self.given, self.head = nn.Linear(2, width), nn.Conv2d(2 * width, outputs, 1)
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        u = F.pad(self.u0(x), (0, 0, 1, 0))[:, :, :-1]
+        ul = F.pad(self.ul0(x), (1, 0))[:, :, :, :-1] + self.cross["0"](u)
+        us, uls = [u], [ul]
+        for k in (1, 2):
+            u = self.look[f"down{k}"](self.shrink[f"down{k}"](u)) + self.given(label)[:, :, None, None]
+            ul = self.look[f"down_right{k}"](self.shrink[f"down_right{k}"](ul)) + self.cross[str(k)](u)
+            us.append(u)
+            uls.append(ul)
+        for k in (1, 2):
+            u = self.grow[f"down{k}"](u) + us[2 - k]
+            ul = self.grow[f"down_right{k}"](ul) + self.cross[str(k + 2)](u) + uls[2 - k]
+        return self.head(torch.cat([ul, self.cross["5"](u)], dim=1))
+
+
+def test_streams_that_shrink_and_grow() -> None:
+    torch.manual_seed(8)
+    head = Head("logistic", levels=LEVELS, components=2, channels=2, low=-1.0, high=1.0)
+    module = Scales(2, 3, head.params)
+    program = image(module, head, (2, 8, 4), scale=SCALE, shift=SHIFT, inputs={"label": (2,)})
+    _agrees(module, program, label=torch.randn(3, 2))
+    # A plane of half the size is computed for a quarter of the pixels.
+    assert cost(program).multiply_adds <= sum(p.numel() for p in module.parameters())
+    with pytest.raises(LoweringError, match="changes the image's size, and so has to draw a pixel's colours at once"):
+        image(module, Head("categorical", head.params // 2), (2, 8, 4), inputs={"label": (2,)})
+
+
+@pytest.mark.skipif(native.why_missing() is not None, reason=str(native.why_missing()))
+def test_the_cpu_executor_shrinks_and_grows() -> None:
+    torch.manual_seed(8)
+    head = Head("logistic", levels=LEVELS, components=2, channels=2, low=-1.0, high=1.0)
+    program = image(Scales(2, 3, head.params), head, (2, 8, 4), scale=SCALE, shift=SHIFT, inputs={"label": (2,)})
+    cond = torch.randn(4, 2)
+    log_probs = []
+    for backend in ("cpu", "reference"):
+        given = torch.randint(0, LEVELS, (4, 2, 8, 4), generator=torch.Generator().manual_seed(0))
+        result = Sampler(program, 4, backend=backend).sample(seed=3, cond=cond, given=given, return_info=True)
+        assert isinstance(result, SampleResult)
+        log_probs.append(result.log_prob)
+    torch.testing.assert_close(*log_probs, rtol=1e-5, atol=1e-4)
+
+
 def test_a_convolution_that_is_padded_by_hand() -> None:
     torch.manual_seed(5)
 
@@ -281,7 +341,14 @@ def test_the_law_sums_to_one_over_all_images() -> None:
         ([MaskedConv2d(1, LEVELS, 3, "A", padding=0)], r"^0: a kernel of \[3, 3\] over an input padded by \[0, 0\]"),
         ([nn.Conv2d(1, LEVELS, 1, groups=1, dilation=2)], r"^0: Conv2d with groups, dilation"),
         ([nn.Conv2d(2, LEVELS, 1)], r"^0: takes 2 channels, gets 1"),
-        ([ShiftedConv2d(1, LEVELS, 2, "down_right", stride=2)], r"^0: a convolution that changes the image's size"),
+        ([ShiftedConv2d(1, LEVELS, 2, "down_right", stride=(2, 1))], r"^0: a stride of \[2, 1\] has no lowering"),
+        ([ShiftedConv2d(1, LEVELS, 3, "down", stride=3)], r"^0: a stride that makes 3 in all does not divide"),
+        ([ShiftedConv2d(1, LEVELS, 2, "down_right", stride=2)], r"the module itself: its output is no single layer's"),
+        (
+            [ShiftedConv2d(1, 1, 5, "down", stride=3, transposed=True)],
+            r"^0: a transposed convolution of stride \[3, 3\]",
+        ),
+        ([ShiftedConv2d(1, 1, 2, "down_right", stride=2, transposed=True)], r"^0: grows what no layer shrank"),
         ([MaskedConv2d(1, 3, 3, "A")], r"the module itself: it gives 3 channels, and the head .* reads 1 x 4"),
         ([nn.MaxPool2d(2)], r"^0: no lowering is registered for .*MaxPool2d"),
         ([nn.Linear(4, 4)], r"^0: a linear layer over \[B, C, H, W\] acts along the image"),

@@ -35,6 +35,7 @@ struct Request {
     double top_p;        // 0: none
     bool greedy;
     std::vector<const float*> inputs;
+    std::vector<std::int64_t> input_entries;  // of each input's first coordinate
 
     // Whether nothing but chance and the model decides about the values.
     bool free() const { return !given && !levels && top_k == 0 && top_p == 0.0 && stop < 0; }

@@ -56,6 +56,7 @@ struct Block {
     std::vector<std::uint64_t> signals;  // of each thread
     bool completes = false;              // a position
     int loop = -1;                       // the variable of the loop that its one step can run by itself
+    double predicted_ns = 0.0;           // per pass, for the rows of the plan's options
 };
 
 enum class Control { kLoop, kWhen, kEnd, kBlock };
@@ -87,17 +88,18 @@ struct Plan {
     std::vector<Entry> entries;
     std::vector<std::vector<float>> initial;  // per buffer: the state at the start of a run, empty for zeros
     WorkspaceSizes sizes;
+    // Nanoseconds that the cost model expects from one position to the next, as a mean over a run.
+    double predicted_ns() const;
     // States that are kept in another form than the program's, as numbers of one row.
     std::int64_t own_floats() const;
     Sharing sharing = Sharing::kRows;
     int threads = 1;  // in use
     std::unique_ptr<TeamPool> teams;
-    double predicted_ns = 0.0;  // per pass over all blocks, for options.rows
 
   private:
     void build(Compiler& compiler);
-    double share_rows(int threads);
-    double share_steps(int threads);
+    void share_rows(int threads);
+    void share_steps(int threads);
 };
 
 }  // namespace fastar::cpu

@@ -52,8 +52,8 @@ Run::Run(std::shared_ptr<const Plan> plan, Request request)
         const Buffer& buffer = plan_->program.buffers[b];
         const auto& where = plan_->layout.buffers[b];
         if (buffer.kind == BufferKind::kInput) {
-            // An input along an open loop has as many entries as the run is long.
-            std::int64_t size = buffer.shape[0] == 0 ? request_.length : buffer.shape[0];
+            // An input along an open loop has as many entries as the caller brings.
+            std::int64_t size = request_.input_entries[input];
             for (std::size_t d = 1; d < buffer.shape.size(); ++d) size *= buffer.shape[d];
             spaces_.push_back({const_cast<float*>(request_.inputs[input++]), size});
         } else if (!plan_->initial[b].empty()) {
