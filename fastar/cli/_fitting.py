@@ -76,7 +76,7 @@ def examples(model: Model, x: Tensor) -> Tensor:
 def per_dim(model: Model, x: Tensor) -> tuple[float, str]:
     """What nats are divided by for the screen, and the unit: bits per dim of levels, nats per dim of real numbers."""
     numbers = math.prod(x.shape[1:])
-    return (numbers * math.log(2), "bits/dim") if model.distribution.levels is not None else (numbers, "nats/dim")
+    return (numbers, "nats/dim") if model.distribution.is_density else (numbers * math.log(2), "bits/dim")
 
 
 def device_of(name: str) -> torch.device:
