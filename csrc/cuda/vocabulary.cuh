@@ -52,7 +52,7 @@ FASTAR_DEVICE void barrier() {
 }
 // As many threads of the block as said, in whole warps; number 0 is that of barrier().
 FASTAR_DEVICE void named_barrier(int number, int threads) {
-    asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+    asm volatile("barrier.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 FASTAR_DEVICE void warp_barrier() {
     __syncwarp();
@@ -109,12 +109,12 @@ FASTAR_DEVICE T* in_block(T* shared, [[maybe_unused]] unsigned rank) {
 // Every thread of the cluster. What was written before the arrival is seen after the wait.
 FASTAR_DEVICE void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
 #endif
 }
 FASTAR_DEVICE void cluster_wait() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 #else
     __syncthreads();
 #endif

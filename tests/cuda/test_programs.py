@@ -53,7 +53,7 @@ def _run(twin: Any, program: Program, request: Request, seed: int = 1, **options
 @pytest.mark.parametrize("name", CONSUMERS)
 def test_a_free_run_agrees_with_the_reference_on_the_same_prefix(twin: Any, name: str, plan: str) -> None:
     program = CONSUMERS[name][0]().program
-    request = _request(name, program)
+    request = _request(name, program, 5)
     first = _run(twin, program, request, 1, **PLANS[plan])
     _assert_agrees(program, request, first, Options())
     again = _run(twin, program, request, 2, **PLANS[plan])
@@ -88,7 +88,7 @@ def test_narrow_weights_keep_the_log_probability(twin: Any, name: str, precision
     # Untrained weights of this size make sharper laws than a trained model's: half of it, as training leaves them.
     program = LARGE[name]()
     program = program.with_weights({k: w / 2 if w.is_floating_point() else w for k, w in program.weights.items()})
-    request = _request(name, program, 6)
+    request = _request(name, program, 3)
     run = _run(twin, program, request, precision=precision)
     _, exact = _forced(program, request, run.values, torch.float64)
     assert float((run.log_prob - exact).abs().mean()) / request.length <= bar
