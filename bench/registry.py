@@ -25,6 +25,17 @@ Call = Callable[[], object]
 
 
 @dataclass(frozen=True)
+class Part:
+    """An alternative that takes too long to run whole: `call` does one of `count` equal parts of an iteration.
+
+    Its time is multiplied, and the report says so.
+    """
+
+    call: Call
+    count: int
+
+
+@dataclass(frozen=True)
 class Contenders:
     """Callables that compute the same thing from the same inputs.
 
@@ -34,7 +45,7 @@ class Contenders:
     """
 
     ours: Call
-    alternatives: Mapping[str, Call | Absent]
+    alternatives: Mapping[str, Call | Part | Absent]
 
 
 @dataclass(frozen=True)

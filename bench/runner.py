@@ -6,7 +6,7 @@ import itertools
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastar.bench import machine, timing
 from fastar.bench.machine import Machine, Probes
-from fastar.bench.registry import Absent, Call, Case
+from fastar.bench.registry import Absent, Call, Case, Part
 from fastar.bench.timing import Effort, Samples
 
 # Contenders may differ by what their dtypes round (bfloat16, tf32), far below what a wrong formula gives.
@@ -22,6 +22,9 @@ AGREEMENT = 2e-2
 
 # A GPU's input sets together exceed its cache this many times.
 CACHES = 3
+
+# Names among the calls that are timed in turn; no alternative is called so.
+OURS, READING = "", "\0reading"
 
 # The distance between quartiles, as a part of the median, from which a figure is called noisy.
 NOISY = 0.1
@@ -44,6 +47,10 @@ class Result:
     ours: Samples
     alternatives: dict[str, Samples]
     absent: dict[str, str]
+    # Bytes per second of plain reading, taken in turn with the contenders; where memory bounds a case on a CPU.
+    read_in_turn: float | None = None
+    # How many times the measured part of an alternative was multiplied.
+    parts: dict[str, int] = field(default_factory=dict)
 
     def us(self, samples: Samples) -> float:
         """The median in microseconds per unit."""
@@ -67,7 +74,9 @@ class Result:
         """The time that the counted bytes and operations take at the rates probed in this run."""
         # Nothing evicts a CPU's inputs between calls: what fits its cache is never read from memory.
         moved = self.case.bytes if self.device != "cpu" or self.case.bytes > self.cache_bytes else 0.0
-        seconds = max(moved / self.probes.bytes_per_s, self.case.flops / self.probes.matrix_flops_per_s)
+        # Some machines change their memory's speed within a run: what was read in turn saw what the contenders saw.
+        rate = self.read_in_turn or self.probes.bytes_per_s
+        seconds = max(moved / rate, self.case.flops / self.probes.matrix_flops_per_s)
         return seconds * 1e6 / self.case.per
 
     @property
@@ -102,8 +111,13 @@ def measure(
     copies = math.ceil(CACHES * cache / case.bytes) if device.type == "cuda" else 1
     torch.manual_seed(0)
     before = machine.probe(device, case.dtype, quick=quick)
-    ours, alternatives, absent = _prepare(case, device, max(1, copies))
-    samples = timing.interleaved({"": ours, **alternatives}, timing.clock_for(device), effort, on_progress)
+    ours, alternatives, absent, parts = _prepare(case, device, max(1, copies))
+    calls = {OURS: ours, **alternatives}
+    reads = device.type == "cpu" and case.bytes > cache > 0
+    if reads:
+        calls[READING], size = machine.reading(device, quick=quick)
+    samples = timing.interleaved(calls, timing.clock_for(device), effort, on_progress)
+    read_in_turn = size / samples.pop(READING).median if reads else None
     after = machine.probe(device, case.dtype, quick=quick)
     if "torch._dynamo" in sys.modules:
         # Dynamo compiles one function for a limited number of shapes; the next case starts from none.
@@ -119,17 +133,27 @@ def measure(
         ),
         cache_bytes=cache,
         threads=torch.get_num_threads(),
-        ours=samples.pop(""),
-        alternatives=samples,
+        ours=samples.pop(OURS),
+        alternatives={name: _times(one, parts.get(name, 1)) for name, one in samples.items()},
         absent=absent,
+        read_in_turn=read_in_turn,
+        parts=parts,
     )
 
 
-def _prepare(case: Case, device: torch.device, copies: int) -> tuple[Call, dict[str, Call], dict[str, str]]:
-    """Ours and the alternatives, called once per input set and now going through the sets, and who is absent why."""
+def _times(samples: Samples, count: int) -> Samples:
+    return Samples(tuple(count * one for one in samples.seconds))
+
+
+def _prepare(
+    case: Case, device: torch.device, copies: int
+) -> tuple[Call, dict[str, Call], dict[str, str], dict[str, int]]:
+    """Ours and the alternatives, called once per input set and now going through the sets; who is absent why, and who
+    does a part only."""
     ours: list[Call] = []
     alternatives: dict[str, list[Call]] = {}
     absent: dict[str, str] = {}
+    parts: dict[str, int] = {}
     for _ in range(copies):
         contenders = case.build(device)
         expected = contenders.ours()
@@ -140,6 +164,8 @@ def _prepare(case: Case, device: torch.device, copies: int) -> tuple[Call, dict[
             if isinstance(call, Absent):
                 absent[name] = call.reason
                 continue
+            if isinstance(call, Part):
+                parts[name], call = call.count, call.call
             try:
                 result = call()
             except Exception as error:
@@ -148,7 +174,7 @@ def _prepare(case: Case, device: torch.device, copies: int) -> tuple[Call, dict[
             _check_agreement(name, result, expected)
             alternatives.setdefault(name, []).append(call)
     present = {name: _in_turn(calls) for name, calls in alternatives.items() if name not in absent}
-    return _in_turn(ours), present, absent
+    return _in_turn(ours), present, absent, {name: count for name, count in parts.items() if name in present}
 
 
 def _in_turn(calls: list[Call]) -> Call:

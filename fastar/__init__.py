@@ -23,7 +23,18 @@ from fastar import _identity  # noqa: E402
 
 _identity.warn_if_shared()
 
-_SUBPACKAGES = ("data", "distributions", "models", "native", "nn", "ops", "reference", "sampling")
+_SUBPACKAGES = (
+    "anomaly",
+    "completion",
+    "data",
+    "distributions",
+    "models",
+    "native",
+    "nn",
+    "ops",
+    "reference",
+    "sampling",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -41,6 +41,17 @@ def same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> Non
         raise ValueError(f"{name}: expected the device of {other_name}, {other.device}, got {value.device}")
 
 
+def fits_vector(value: object, like: Tensor, size: int) -> bool:
+    """Whether the value is a vector of this size, with the dtype and device of `like`."""
+    return (
+        isinstance(value, Tensor)
+        and value.dtype == like.dtype
+        and value.dim() == 1
+        and value.size(0) == size
+        and value.device == like.device
+    )
+
+
 def positive(name: str, value: object) -> int:
     """The value, if it is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int):

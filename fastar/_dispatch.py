@@ -35,12 +35,15 @@ class Verdict:
 
 
 _REGISTRY: dict[str, tuple[Implementation, ...]] = {}
+# What `choose` found: reasons to decline do not change while a process runs.
+_CHOSEN: dict[tuple[str, torch.device, torch.dtype], Implementation] = {}
 _FORCED: ContextVar[dict[str, str] | None] = ContextVar("fastar_forced", default=None)
 
 
 def register(op: str, implementations: Sequence[Implementation]) -> None:
     """Enter an op's implementations, best first."""
     _REGISTRY[op] = tuple(implementations)
+    _CHOSEN.clear()
 
 
 def ops() -> list[str]:
@@ -63,12 +66,17 @@ def verdicts(op: str, device: torch.device, dtype: torch.dtype) -> list[Verdict]
 def choose(op: str, device: torch.device, dtype: torch.dtype) -> Implementation:
     """The first implementation that does not decline; RuntimeError with every reason where all do."""
     forced = (_FORCED.get() or {}).get(op)
+    key = (op, device, dtype)
+    if forced is None and key in _CHOSEN:
+        return _CHOSEN[key]
     reasons = []
     for one in implementations(op):
         if forced is not None and one.name != forced:
             continue
         reason = one.declines(device, dtype)
         if reason is None:
+            if forced is None:
+                _CHOSEN[key] = one
             return one
         reasons.append(f"{one.name}: {reason}")
     raise RuntimeError(f"fastar.{op}: no implementation for {dtype} on {device} ({'; '.join(reasons)})")

@@ -110,4 +110,7 @@ CASES = (
     case((1024, 8000, 8000), torch.bfloat16, "none", "forward", "cuda"),
     case((128, 256, 192), torch.float32, "relu", "forward", "cpu", "cuda", small=True),
     case((128, 256, 192), torch.float32, "relu", "forward+backward", "cpu", "cuda", small=True),
+    # What a call costs before it computes: a hidden layer for a table of data.
+    case((16, 64, 64), torch.float32, "relu", "forward", "cpu", "cuda", small=True),
+    case((16, 64, 64), torch.float32, "relu", "forward+backward", "cpu", "cuda", small=True),
 )

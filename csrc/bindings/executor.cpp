@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/address.h"
 #include "bindings/read_program.h"
 #include "cpu/executor/plan.h"
 #include "cpu/executor/run.h"
@@ -19,11 +20,6 @@ namespace {
 
 using cpu::Plan;
 using cpu::Run;
-
-template <typename T>
-T* address(const py::handle& value) {
-    return value.is_none() ? nullptr : reinterpret_cast<T*>(value.cast<std::uintptr_t>());
-}
 
 std::shared_ptr<Plan> make_plan(const py::object& program, const py::dict& weights, const std::string& precision,
                                 int threads, std::int64_t rows, const std::string& sharing) {
@@ -61,7 +57,8 @@ std::unique_ptr<Run> make_run(const std::shared_ptr<Plan>& plan, const py::dict&
                          .top_k = r["top_k"].cast<std::int64_t>(),
                          .top_p = r["top_p"].cast<double>(),
                          .greedy = r["greedy"].cast<bool>(),
-                         .inputs = {}};
+                         .inputs = {},
+                         .input_entries = r["input_entries"].cast<std::vector<std::int64_t>>()};
     for (const py::handle one : r["inputs"].cast<py::list>()) request.inputs.push_back(address<const float>(one));
     const py::gil_scoped_release release;
     return std::make_unique<Run>(plan, std::move(request));
@@ -118,9 +115,10 @@ void bind_executor(py::module_& module) {
         .def_readonly("threads", &Plan::threads)
         .def_property_readonly("sharing",
                                [](const Plan& p) { return p.sharing == cpu::Sharing::kRows ? "rows" : "steps"; })
-        .def_readonly("predicted_ns", &Plan::predicted_ns)
+        .def_property_readonly("predicted_ns", &Plan::predicted_ns)
         .def_property_readonly("tasks", &tasks)
         .def_property_readonly("weight_bytes", [](const Plan& p) { return p.store.bytes(); })
+        .def_property_readonly("own_floats", &Plan::own_floats)
         .def_property_readonly("row_bytes", [](const Plan& p) { return p.layout.row_stride * 4; });
     py::class_<Run>(module, "Run", "A run of a Plan; borrows the memory that its request names.")
         .def(py::init(&make_run), py::arg("plan"), py::arg("request"))
@@ -142,7 +140,13 @@ void bind_executor(py::module_& module) {
             [](Run& run, std::size_t buffer, std::uintptr_t from) {
                 run.write(buffer, reinterpret_cast<const float*>(from));
             },
-            py::arg("buffer"), py::arg("from"));
+            py::arg("buffer"), py::arg("from"))
+        .def(
+            "read_own", [](const Run& run, std::uintptr_t to) { run.read_own(reinterpret_cast<float*>(to)); },
+            py::arg("to"))
+        .def(
+            "write_own", [](Run& run, std::uintptr_t from) { run.write_own(reinterpret_cast<const float*>(from)); },
+            py::arg("from"));
 }
 
 }  // namespace fastar

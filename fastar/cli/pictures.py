@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from matplotlib.ticker import MaxNLocator
 from rich.color import Color
 from rich.console import Console
@@ -100,12 +102,31 @@ def write_png(out: Path, title: str, sheets: Sequence[Sheet], curves: Sequence[C
         axes.imshow(picture.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(sheet.heading)
         axes.set_axis_off()
-    chart = figure.add_subplot(grid[1, :])
-    for curve in curves:
-        chart.plot(range(curve.first, curve.first + len(curve.values)), curve.values, label=curve.name)
-    chart.set(xlabel="epoch", ylabel=unit)
-    chart.xaxis.set_major_locator(MaxNLocator(integer=True))
-    chart.grid(alpha=0.3)
-    chart.spines[["top", "right"]].set_visible(False)
-    chart.legend(frameon=False)
+    _chart(figure.add_subplot(grid[1, :]), curves, unit)
     figure.savefig(out, format="png")
+
+
+def write_chart(out: Path, title: str, curves: Sequence[Curve], unit: str) -> None:
+    """A PNG of the curves over the epochs alone."""
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    _chart(figure.add_subplot(), curves, unit)
+    figure.savefig(out, format="png")
+
+
+def write_sheet(out: Path, images: Tensor, columns: int, zoom: int = 1) -> None:
+    """A PNG of pictures [N, C, H, W] of values from 0 to 1, C being 1 or 3, in rows of `columns`, pixel by pixel."""
+    channels = [tile(one, columns, gap_rows=1, gap_columns=1).nan_to_num(0.5) for one in images.unbind(1)]
+    sheet = torch.stack([channels[0]] * 3 if len(channels) == 1 else channels, 2)
+    imsave(out, sheet.repeat_interleave(zoom, 0).repeat_interleave(zoom, 1).numpy(), vmin=0, vmax=1, format="png")
+
+
+def _chart(axes: Axes, curves: Sequence[Curve], unit: str) -> None:
+    for curve in curves:
+        axes.plot(range(curve.first, curve.first + len(curve.values)), curve.values, label=curve.name)
+    axes.set(xlabel="epoch", ylabel=unit)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)

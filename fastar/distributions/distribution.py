@@ -35,6 +35,11 @@ class Distribution(abc.ABC):
         return None
 
     @property
+    def is_density(self) -> bool:
+        """Whether `log_prob` is that of a density; real numbers may also stand for the steps that they are at."""
+        return self.head.kind in ("normal", "gaussian", "laplace")
+
+    @property
     def params(self) -> int:
         """Parameters per position."""
         return self.head.params
@@ -63,7 +68,9 @@ class Distribution(abc.ABC):
             if head.low is not None and head.high is not None:
                 wrong, expected = wrong | (x < head.low) | (x > head.high), f"numbers from {head.low} to {head.high}"
         else:
-            wrong = (x < 0) | (x >= self.levels)
+            # Bytes hold no 256 to be compared with.
+            wide = x if x.is_floating_point() else x.long()
+            wrong = (wide < 0) | (wide >= self.levels)
             expected = f"0..{self.levels - 1}"
             if x.is_floating_point():
                 wrong, expected = (x != 0) & (x != 1), "0 or 1"

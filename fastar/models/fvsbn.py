@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor
 
@@ -22,6 +25,8 @@ class FVSBN(Model):
 
     x [B, D] of 0 and 1; ``model(x)`` [B, D, 1], the logits.
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"mnist": {"dim": 784}}
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from fastar import _checks
 from fastar.distributions import Distribution, make
-from fastar.models import _condition, _ensemble, _masks, _order
+from fastar.models import _condition, _masks, _order, _rows
 from fastar.models._masks import MaskSet
 from fastar.models.model import Model
 from fastar.nn import MaskedLinear
 from fastar.reference import activation as activations
-from fastar.sampling import Program, SampleResult, dimensions
+from fastar.sampling import LoweringError, Program, SampleResult, dimensions, philox
 
 LAYOUTS = ("feature", "chunked")
 
@@ -277,9 +277,15 @@ class MADE(Model):
         if not self.has_head:
             raise ValueError(f"head: this MADE has {self.params} parameters per dimension and no distribution")
 
-    def lower(self, mask: int = 0) -> Program:
-        """The program of one mask set; a mixture of several is drawn from by `sample`."""
+    def lower(self, mask: int | None = None) -> Program:
+        """The program of one mask set; with several it has to be said which."""
         self._needs_head()
+        if mask is None and self.num_masks > 1:
+            raise LoweringError(
+                f"num_masks: a mixture of {self.num_masks} mask sets is no single program; draw by sample(), or from "
+                "one set by lower(mask)"
+            )
+        mask = 0 if mask is None else mask
         self._use(mask)
         return dimensions(
             self.network,
@@ -299,13 +305,41 @@ class MADE(Model):
         return {} if given is None else {"cond": given}
 
     def sample(self, n: int, **options: Any) -> Tensor | SampleResult:  # type: ignore[override]
-        """As `Model.sample`. Of a mixture each row draws a mask set first, by its random number at position D."""
+        """As `Model.sample`. Of a mixture each row draws a mask set first, by its random number at position D.
+
+        Known values (`given`) do not sway which; `log_weight`, under the set that was drawn, corrects it.
+        """
         if self.num_masks == 1:
             return super().sample(n, **options)
-        programs = [functools.partial(self.lower, k) for k in range(self.num_masks)]
-        inputs = self.condition(options.get("cond"), n, None)
-        with torch.no_grad():
-            return _ensemble.sample(self, programs, n, self.dim, inputs, **options)
+        return self._sample_mixture(n, **options)
+
+    @torch.no_grad()
+    def _sample_mixture(
+        self,
+        n: int,
+        *,
+        cond: Any = None,
+        seed: int | Sequence[int] | None = None,
+        row_offset: int = 0,
+        uniforms: Tensor | None = None,
+        support: Any = None,
+        return_info: bool = False,
+        **options: Any,
+    ) -> Tensor | SampleResult:
+        rows = _rows.Rows.of(n, seed, row_offset)
+        chosen = (philox.discrete(rows.seeds, rows.numbers, self.dim, 0) * self.num_masks).long()
+        groups = []
+        for k in range(self.num_masks):
+            which = torch.nonzero(chosen == k)[:, 0]
+            if len(which) or (n == 0 and k == 0):
+                groups.append(_rows.Group(which, self.lower(k), _rows.support_of(support, which)))
+        if uniforms is None:
+            uniforms = rows.uniforms(self.distribution, self.dim)
+        result = _rows.sample(rows, groups, uniforms, inputs=self.condition(cond, n, None), **options)
+        if not return_info:
+            return result.values
+        log_prob = self.log_prob(result.values.to(self.device), cond).double().cpu()
+        return dataclasses.replace(result, log_prob=log_prob)
 
 
 def _neighbours(matrix: Tensor) -> list[list[int]]:

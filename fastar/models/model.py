@@ -18,13 +18,14 @@ from fastar import _checks
 from fastar.distributions import Distribution
 from fastar.models import checkpoint
 from fastar.nn import MaskedLinear
+from fastar.nn._tap_conv2d import TapConv2d
 from fastar.sampling import Program, Sampler, SampleResult
 from fastar.sampling.sampler import Progress
 
 M = TypeVar("M", bound="Model")
 
 # Rows that `sample` runs together. More are drawn in chunks, which changes no sample and bounds the memory.
-_ROWS = 256
+ROWS = 256
 
 
 class Model(nn.Module, abc.ABC):
@@ -87,13 +88,14 @@ class Model(nn.Module, abc.ABC):
         model's own) falls into, and an x then stands for its bin, of probability density x width.
         """
         nats = -self.log_prob(x, cond)
-        if self.distribution.levels is None:
+        if self.distribution.is_density:
             if levels is None:
                 raise ValueError("levels: real data have no bits per dim; pass the number of levels they were made of")
             low, high = self.data_range if data_range is None else data_range
             nats = nats - self._numbers(x) * math.log((high - low) / _checks.positive("levels", levels))
         elif levels is not None or data_range is not None:
-            raise ValueError(f"levels: {type(self).__name__} has {self.distribution.levels} levels of its own")
+            own = self.distribution.head.levels or self.distribution.levels
+            raise ValueError(f"levels: {type(self).__name__} has {own} levels of its own")
         return nats / (self._numbers(x) * math.log(2))
 
     def _numbers(self, x: Tensor) -> int:
@@ -125,7 +127,7 @@ class Model(nn.Module, abc.ABC):
 
         The weights are packed anew in every call; hold a Sampler to pack them once.
         """
-        rows = max(1, min(n, _ROWS)) if isinstance(n, int) else n
+        rows = max(1, min(n, ROWS)) if isinstance(n, int) else n
         sampler = Sampler(self, rows, dtype, backend)
         try:
             return sampler.sample(
@@ -150,7 +152,7 @@ class Model(nn.Module, abc.ABC):
 
     def num_parameters(self) -> int:
         """How many numbers are learned; what a mask removes does not count."""
-        removed = sum(int((~layer.dense_mask()).sum()) for layer in self.modules() if isinstance(layer, MaskedLinear))
+        removed = sum(_removed(layer) for layer in self.modules() if isinstance(layer, MaskedLinear | TapConv2d))
         return sum(p.numel() for p in self.parameters()) - removed
 
     def to_config(self) -> dict[str, Any]:
@@ -227,3 +229,12 @@ class Model(nn.Module, abc.ABC):
     def device(self) -> torch.device:
         """The parameters' device."""
         return next(self.parameters()).device
+
+
+def _removed(layer: MaskedLinear | TapConv2d) -> int:
+    """How many of the layer's weights its mask removes; plans know that also where the weights are on meta."""
+    if isinstance(layer, TapConv2d):
+        mask = layer.plan.dense(layer.weight.shape, torch.device("cpu"))
+        return 0 if mask is None else int((~mask).sum())
+    visible = layer.plan.mask if layer.plan.reach is None else layer.plan.reach
+    return 0 if visible is None else layer.weight.numel() - int(visible.sum())

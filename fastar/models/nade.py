@@ -6,6 +6,8 @@ a_i = c + sum_{j before i} W[:, j] x_j,    params_i = b_i + V_i act(a_i)
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +145,8 @@ class NADE(_Shared):
 
     x [B, D]; ``model(x)`` [B, D, 1], the logits, or [B, D, levels].
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"mnist": {"dim": 784, "hidden": 500}}
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastar import _checks
-from fastar.ops.masked_conv2d import check_halves, masked_conv2d
+from fastar.ops.masked_conv2d import check_halves, tap_conv2d
 from fastar.ops.tap_plan import Geometry, TapPlan
 from fastar.reference import activation as activations
 
@@ -70,17 +70,7 @@ class TapConv2d(nn.Module):
         return torch.ones(self.weight.shape, dtype=torch.bool, device=self.weight.device) if mask is None else mask
 
     def forward(self, x: Tensor) -> Tensor:
-        geometry = self.geometry
-        return masked_conv2d(
-            x,
-            self.weight,
-            self.bias,
-            stride=geometry.stride,
-            padding=geometry.padding,
-            transposed=geometry.transposed,
-            activation=self.activation,
-            plan=self.plan,
-        )
+        return tap_conv2d(x, self.weight, self.bias, self.plan, self.geometry, self.activation)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TapConv2d:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -25,3 +25,8 @@ def cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor
     if to is None or torch.float64 in (x.dtype, weight.dtype):
         return x, weight, bias
     return x.to(to), weight.to(to), None if bias is None else bias.to(to)
+
+
+def learns(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is computed from these."""
+    return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -56,20 +57,24 @@ def _side_by_side(params: Tensor, dim: int) -> bool:
 
 
 def _layout(params: Tensor, dim: int) -> Layout | None:
-    dim %= params.dim()
-    outer = _merged(params.shape[:dim], params.stride()[:dim])
-    inner = _merged(params.shape[dim + 1 :], params.stride()[dim + 1 :])
+    return _layout_of(tuple(params.shape), params.stride(), dim % params.dim())
+
+
+@functools.lru_cache(maxsize=1024)
+def _layout_of(shape: tuple[int, ...], strides: tuple[int, ...], dim: int) -> Layout | None:
+    outer = _merged(shape[:dim], strides[:dim])
+    inner = _merged(shape[dim + 1 :], strides[dim + 1 :])
     # The stride of a dimension of size 1 may be anything.
-    stride = 1 if params.shape[dim] == 1 else params.stride(dim)
+    stride = 1 if shape[dim] == 1 else strides[dim]
     if outer is None or inner is None:
         return None
-    if stride != 1 and (_side_by_side(params, dim) or inner[1] != 1):
+    if stride != 1 and (dim == len(shape) - 1 or inner[1] != 1):
         return None
     if inner[0] == 1:
         outer, inner = (1, 0), outer
     elif outer[1] == inner[0] * inner[1] and stride == 1:
         outer, inner = (1, 0), (outer[0] * inner[0], inner[1])
-    return Layout((outer[0], params.shape[dim], inner[0]), (outer[1], stride, inner[1]))
+    return Layout((outer[0], shape[dim], inner[0]), (outer[1], stride, inner[1]))
 
 
 def _merged(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ weight's the same product with other roles.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -53,6 +54,23 @@ def _reach(looks: Sequence[Look], size: Sequence[int], step: Sequence[int]) -> t
     low = [min(one[axis] for one in looks) for axis in (0, 1)]
     high = [max(one[axis] for one in looks) for axis in (0, 1)]
     return low, [(size[axis] - 1) * step[axis] + high[axis] - low[axis] + 1 for axis in (0, 1)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _runs(
+    looks: tuple[Look, ...], size: tuple[int, int], step: tuple[int, int], pixel: int
+) -> tuple[list[int], list[int], list[int], list[tuple[int, int]]]:
+    """Of a product over looks: the taps, the padded source's corner and size, and its runs, (start, length) each."""
+    looks = tuple(sorted(looks))
+    low, padded = _reach(looks, size, step)
+    runs: list[tuple[int, int]] = []
+    for one in looks:
+        start = ((one.dy - low[0]) * padded[1] + one.dx - low[1]) * pixel
+        if runs and sum(runs[-1]) == start:
+            runs[-1] = (runs[-1][0], runs[-1][1] + pixel)
+        else:
+            runs.append((start, pixel))
+    return [one.tap for one in looks], low, padded, runs
 
 
 @dataclass
@@ -119,19 +137,11 @@ def _tap_sum(
     if not looks or source.shape[1] == 0:
         out.copy_(torch.zeros_like(out) if bias is None else bias[:, None, None].expand_as(out))
         return
-    looks = sorted(looks)
-    low, size = _reach(looks, out.shape[2:], step)
+    taps, low, size, runs = _runs(tuple(looks), tuple(out.shape[2:]), tuple(step), source.shape[1])
     padded = _padded(source, (-low[0], -low[1]), size, torch.channels_last)
     pixel = source.shape[1]
     row, image = size[1] * pixel, size[0] * size[1] * pixel
-    runs: list[tuple[int, int]] = []
-    for one in looks:
-        start = (one.dy - low[0]) * row + (one.dx - low[1]) * pixel
-        if runs and sum(runs[-1]) == start:
-            runs[-1] = (runs[-1][0], runs[-1][1] + pixel)
-        else:
-            runs.append((start, pixel))
-    packed = _packed_taps(weight, [one.tap for one in looks], plan, transposed)
+    packed = _packed_taps(weight, taps, plan, transposed)
     shift = None if bias is None else bias.detach().float().contiguous()
     core().tap_sum(
         padded.data_ptr(), (image, row * step[0], pixel * step[1]), packed.data_ptr(),
@@ -205,7 +215,8 @@ class Rectangle(NamedTuple):
     tap: int
 
 
-def _rectangles(looks: Sequence[Look]) -> list[Rectangle]:
+@functools.lru_cache(maxsize=1024)
+def _rectangles(looks: tuple[Look, ...]) -> list[Rectangle]:
     """The looks as rectangles, each look in one."""
     strips: list[Rectangle] = []
     for look in sorted(looks):
@@ -240,7 +251,7 @@ def _weight_gradient(source: Tensor, result: Tensor, weight: Tensor, plan: TapPl
     looks = tap_plan.looks(plan.taps, weight.shape[2:], geometry.corner)
     for remainder in range(right):
         # Of these columns of the source, neighbouring positions see neighbours.
-        seen = [Look(one.dy, one.dx // right, one.tap) for one in looks if one.dx % right == remainder]
+        seen = tuple(Look(one.dy, one.dx // right, one.tap) for one in looks if one.dx % right == remainder)
         columns = source[..., remainder::right]
         if not seen or columns.numel() == 0:
             continue

@@ -11,16 +11,20 @@ saves.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fastar.native import core, why_missing
-from fastar.ops import _masked_linear_dense, _packed, _products
+from fastar.ops import _packed, _products
 from fastar.ops.mask_plan import MaskPlan
 from fastar.reference import activation as activations
 
 BLOCKS = 8
-# Elements of the weight below which the masked weight is multiplied whole.
+# Elements of the weight below which the masked weight is multiplied whole. Blocks save at most half of the product, and
+# cost a call of the product and two copies each.
 SMALL = 1 << 17
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -61,7 +65,13 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """(y, z): z is the pre-activation, empty unless it is to be kept."""
     if weight.numel() < SMALL:
-        return _masked_linear_dense.forward(x, weight, bias, plan, activation, keep_preactivation)
+        mask = _dense_mask(plan, weight.shape)
+        if mask is None:
+            return _activated(_products.abt(x, weight.contiguous(), bias), activation, keep_preactivation)
+        kept = _packed.masked(weight)
+        with kept.lock:
+            z = _products.abt(x, kept.current(weight, mask), bias)
+        return _activated(z, activation, keep_preactivation)
     batch, rows = x.shape[0], weight.shape[0]
     sorted_bias = bias if bias is None or plan.row_order is None else bias[plan.row_order.long()]
     sorted_x = _rows(gather_columns(x, plan.column_order))
@@ -70,11 +80,27 @@ def forward(
         for span, block in blocks:
             part = None if sorted_bias is None else sorted_bias[span.begin : span.end]
             out[:, span.begin : span.end] = _products.abt(sorted_x[:, span.low : span.high], block, part)
-    z = gather_columns(out, plan.row_rank)
+    return _activated(gather_columns(out, plan.row_rank), activation, keep_preactivation)
+
+
+def _activated(z: Tensor, activation: str, keep_preactivation: bool) -> tuple[Tensor, Tensor]:
     if activation == "none":
         return z, z.new_empty(0)
     y = activations.APPLY[activation](z)
     return y, z if keep_preactivation else z.new_empty(0)
+
+
+# The masks of small triangles, of SMALL bytes at most each, as long as their plans live.
+_MASKS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def _dense_mask(plan: MaskPlan, shape: Sequence[int]) -> Tensor | None:
+    if plan.reach is None:
+        return plan.mask
+    mask: Tensor | None = _MASKS.get(plan.reach)
+    if mask is None:
+        mask = _MASKS[plan.reach] = plan.dense(shape)
+    return mask
 
 
 def backward(
@@ -87,16 +113,41 @@ def backward(
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, each None where it is not needed."""
-    if weight.numel() < SMALL:
-        return _masked_linear_dense.backward(grad, x, weight, saved, plan, activation, needs)
     if saved is not None:
         grad = activations.backward(activation, grad, saved)
     need_x, need_weight, need_bias = needs
+    if weight.numel() < SMALL:
+        return _small_backward(grad, x, weight, _dense_mask(plan, weight.shape), needs)
     sorted_grad = _rows(gather_columns(grad, plan.row_order))
     grad_x = _input_gradient(sorted_grad, weight, plan) if need_x else None
     grad_weight = _weight_gradient(sorted_grad, x, weight, plan) if need_weight else None
     grad_bias = grad.sum(0) if need_bias else None
     return grad_x, grad_weight, grad_bias
+
+
+def _small_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, mask: Tensor | None, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    need_x, need_weight, need_bias = needs
+    grad_x = None
+    if need_x and mask is None:
+        grad_x = _products.ab(grad, weight.contiguous())
+    elif need_x and mask is not None:
+        kept = _packed.masked(weight)
+        with kept.lock:
+            grad_x = _products.ab(grad, kept.current(weight, mask))
+    grad_weight = _products.atb(grad, x) if need_weight else None
+    if grad_weight is not None and mask is not None:
+        _clear_masked(grad_weight, mask)
+    return grad_x, grad_weight, grad.sum(0) if need_bias else None
+
+
+def _clear_masked(values: Tensor, mask: Tensor) -> None:
+    """Write zeros where the mask has them."""
+    core().masked_copy(
+        values.element_size(), values.data_ptr(), values.stride(0), mask.data_ptr(), mask.stride(0),
+        values.data_ptr(), values.stride(0), *values.shape, torch.get_num_threads(),
+    )  # fmt: skip
 
 
 def _input_gradient(sorted_grad: Tensor, weight: Tensor, plan: MaskPlan) -> Tensor:
@@ -136,9 +187,5 @@ def _weight_gradient(sorted_grad: Tensor, x: Tensor, weight: Tensor, plan: MaskP
         )  # fmt: skip
         return out
     if plan.mask is not None:
-        core().masked_copy(
-            sorted_out.element_size(), sorted_out.data_ptr(), sorted_out.stride(0), plan.mask.data_ptr(),
-            plan.mask.stride(0), sorted_out.data_ptr(), sorted_out.stride(0), *sorted_out.shape,
-            torch.get_num_threads(),
-        )  # fmt: skip
+        _clear_masked(sorted_out, plan.mask)
     return sorted_out

@@ -89,13 +89,52 @@ def obtain(weight: Tensor, plan: MaskPlan, blocks: int) -> Iterator[list[tuple[S
         yield list(zip(packed.spans, packed.blocks, strict=True))
 
 
+class Masked:
+    """A small weight with zeros where its mask has them, and what it was made from.
+
+    Kept as long as the weight lives: it is then written when the weight changes, and not by each product that reads it.
+    What `current` returns is safe from being written again while `lock` is held.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._values = torch.empty(0)
+        self._mask: Tensor | None = None
+        self._fingerprint = 0
+
+    def current(self, weight: Tensor, mask: Tensor) -> Tensor:
+        """``where(mask, weight, 0)``."""
+        weight = weight if weight.is_contiguous() else weight.contiguous()
+        print_of_weight = core().fingerprint(weight.data_ptr(), weight.nbytes, 1)
+        values = self._values
+        if self._fingerprint != print_of_weight or self._mask is not mask or values.dtype != weight.dtype:
+            if values.dtype != weight.dtype or values.shape != weight.shape:
+                values = self._values = torch.empty(weight.shape, dtype=weight.dtype)
+            core().masked_copy(
+                weight.element_size(), weight.data_ptr(), weight.stride(0), mask.data_ptr(), mask.stride(0),
+                values.data_ptr(), values.stride(0), *values.shape, 1,
+            )  # fmt: skip
+            self._fingerprint, self._mask = print_of_weight, mask
+        return values
+
+
+_MASKED: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def masked(weight: Tensor) -> Masked:
+    """What is kept of a small weight."""
+    found: Masked | None = _MASKED.get(weight)
+    if found is None:
+        with _PACKED_LOCK:
+            found = _MASKED.setdefault(weight, Masked())
+    return found
+
+
 def _update(packed: _Packed, weight: Tensor, plan: MaskPlan, blocks: int) -> None:
     threads = torch.get_num_threads()
     print_of_weight = core().fingerprint(weight.data_ptr(), weight.numel() * weight.element_size(), threads)
     source = (weight.dtype, weight.shape, print_of_weight)
-    same_plan = packed.plan is not None and all(
-        ours is theirs for ours, theirs in zip(packed.plan.tensors(), plan.tensors(), strict=True)
-    )
+    same_plan = packed.plan is not None and all(ours is theirs for ours, theirs in zip(packed.plan, plan, strict=True))
     if same_plan and packed.source == source:
         return
     if not same_plan or packed.source[:2] != source[:2]:

@@ -31,26 +31,31 @@ def _linear(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product
 
 
-def _onednn_takes(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == torch.float32 and a.numel() > 0 and b.numel() > 0 and uses_onednn()
+# Multiply-adds below which oneDNN's dearer call, some 10 us, is not won back.
+_LEAST = 1 << 22
+
+
+def _onednn_takes(a: Tensor, multiplies: int) -> bool:
+    return multiplies >= _LEAST and a.dtype == torch.float32 and uses_onednn()
 
 
 def abt(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a b^T + bias, as ``F.linear(a, b, bias)``; b contiguous."""
-    if _onednn_takes(a, b):
+    if _onednn_takes(a, a.numel() * b.shape[0]):
         return _linear(a, b, bias)
     return torch.nn.functional.linear(a, b, bias)
 
 
 def ab(a: Tensor, b: Tensor) -> Tensor:
     """a b, as ``a @ b``; b contiguous."""
-    if _onednn_takes(a, b):
+    if _onednn_takes(a, a.numel() * b.shape[1]):
         return _linear(a, b.t(), None)
     return torch.mm(a, b)
 
 
 def atb(a: Tensor, b: Tensor) -> Tensor:
     """a^T b, as ``a.T @ b``."""
-    if _onednn_takes(a, b):
+    # Half as many again: its operand has to be copied.
+    if _onednn_takes(a, a.numel() * b.shape[1] * 2 // 3):
         return _linear(a.t(), b.contiguous().t(), None)
     return torch.mm(a.t(), b)

@@ -13,8 +13,7 @@ degrees: masks that travel with other projects' weights get the triangle as well
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +24,8 @@ BLOCK = 64
 EMPTY, PARTIAL, FULL = 0, 1, 2
 
 
-@dataclass(frozen=True)
-class MaskPlan:
-    """A mask's arrangement as tensors, so that it crosses torch.library's border and moves with its layer.
+class MaskPlan(NamedTuple):
+    """A mask's arrangement as tensors, in the order in which the op's schema takes them.
 
     Triangular plans have `reach` (int32 [out]) and, unless the order is already sorted, `row_order` (int32 [out]),
     `column_order` (int32 [in]) and their inverses. Block plans have `mask` (bool [out, in]) and `block_map`
@@ -42,18 +40,6 @@ class MaskPlan:
     mask: Tensor | None = None
     block_map: Tensor | None = None
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
-        """The fields in the order in which the op's schema takes them."""
-        return (
-            self.row_order,
-            self.column_order,
-            self.row_rank,
-            self.column_rank,
-            self.reach,
-            self.mask,
-            self.block_map,
-        )
-
     def dense(self, shape: Sequence[int]) -> Tensor | None:
         """The mask as bool [out, in], formed for the asking; None where nothing is masked."""
         if self.reach is None:
@@ -66,7 +52,7 @@ class MaskPlan:
 
     def to(self, *args: Any, **kwargs: Any) -> MaskPlan:
         """The plan on another device; integer tensors keep their dtype."""
-        return MaskPlan(*(None if t is None else t.to(*args, **kwargs) for t in self.tensors()))
+        return MaskPlan(*(None if t is None else t.to(*args, **kwargs) for t in self))
 
 
 def _inverse(order: Tensor) -> Tensor:

@@ -61,18 +61,26 @@ def masked_conv2d(
     Gradients for x, weight (zero where masked) and bias, of first order. A masked weight never reaches the output, not
     even an infinite one.
     """
-    _check(x, weight, bias, transposed)
+    _checks.shape("weight", _checks.tensor("weight", weight), ["out", "in", "h", "w"])
     activation = activations.check(activation, gated=True)
     gated = activation == activations.GATE
     if plan is None:
         plan = plan_of(weight.shape, mask_type, colours, colour_layout, weight.device, gated=gated)
     elif mask_type is not None:
         raise ValueError("plan: expected either a plan or a mask_type, got both")
-    _check_plan(plan, weight)
     geometry = geometry_of(weight.shape[2:], stride, padding, transposed)
-    if gated:
+    return tap_conv2d(x, weight, bias, plan, geometry, activation)
+
+
+def tap_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, plan: TapPlan, geometry: Geometry, activation: str
+) -> Tensor:
+    """`masked_conv2d` with its arguments in their one form, as layers have them."""
+    _check(x, weight, bias, geometry.transposed)
+    _check_plan(plan, weight)
+    if activation == activations.GATE:
         check_halves("weight", geometry.channels(weight))
-        if transposed and plan.channel_mask is not None:
+        if geometry.transposed and plan.channel_mask is not None:
             raise ValueError("transposed: expected False for a gate with colours, whose halves are those of the output")
     if min(geometry.result_size(x.shape[2:], weight.shape[2:])) < 1:
         raise ValueError(
@@ -81,8 +89,7 @@ def masked_conv2d(
         )
     x, weight, bias = _autocast.cast(x, weight, bias)
     fused = "none" if activation == "concat_elu" else activation
-    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    keep = learns and fused in activations.NEEDS_PREACTIVATION
+    keep = fused in activations.NEEDS_PREACTIVATION and _autocast.learns(x, weight, bias)
     y, _ = _forward_op(x, weight, bias, *_arguments(plan, geometry), fused, keep)
     return activations.concat_elu(y, 1) if activation == "concat_elu" else y
 
@@ -148,6 +155,18 @@ def geometry_of(
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> None:
+    outputs, inputs = (1, 0) if transposed else (0, 1)
+    if (
+        isinstance(x, Tensor)
+        and isinstance(weight, Tensor)
+        and x.dtype in _checks.FLOATS
+        and x.dtype == weight.dtype
+        and x.dim() == weight.dim() == 4
+        and x.size(1) == weight.size(inputs)
+        and x.device == weight.device
+        and (bias is None or _checks.fits_vector(bias, weight, weight.size(outputs)))
+    ):
+        return
     _checks.dtype("x", _checks.tensor("x", x), _checks.FLOATS)
     _checks.dtype("weight", _checks.tensor("weight", weight), _checks.FLOATS)
     _checks.shape("weight", weight, ["in", "out", "h", "w"] if transposed else ["out", "in", "h", "w"])

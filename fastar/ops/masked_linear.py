@@ -5,7 +5,6 @@ In PyTorch: ``act(F.linear(x, weight * mask, bias))``.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from fastar.ops import _autocast, _library, _masked_linear_cpu, _masked_linear_d
 from fastar.ops.mask_plan import MaskPlan
 from fastar.reference import activation as activations
 
-_PLAN = ", ".join(f"Tensor? {field.name}" for field in dataclasses.fields(MaskPlan))
+_PLAN = ", ".join(f"Tensor? {name}" for name in MaskPlan._fields)
 
 
 def masked_linear(
@@ -42,7 +41,8 @@ def masked_linear(
     Gradients for x, weight (zero where masked) and bias, of first order. A masked weight never reaches the output, not
     even an infinite one.
     """
-    _check(x, weight, bias)
+    if not _fits(x, weight, bias):
+        _check(x, weight, bias)
     activation = activations.check(activation)
     if plan is None:
         plan = plan_of(weight.shape, mask=mask, in_degrees=in_degrees, out_degrees=out_degrees, strict=strict)
@@ -51,11 +51,11 @@ def masked_linear(
     _check_plan(plan, weight)
     x, weight, bias = _autocast.cast(x, weight, bias)
     fused = "none" if activation == "concat_elu" else activation
-    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    keep = learns and fused in activations.NEEDS_PREACTIVATION
-    flat = x.reshape(-1, x.shape[-1])
-    y, _ = _forward_op(flat, weight, bias, *plan.tensors(), fused, keep)
-    y = y.view(*x.shape[:-1], weight.shape[0])
+    keep = fused in activations.NEEDS_PREACTIVATION and _autocast.learns(x, weight, bias)
+    flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    y, _ = _forward_op(flat, weight, bias, *plan, fused, keep)
+    if x.dim() != 2:
+        y = y.view(*x.shape[:-1], weight.shape[0])
     return activations.concat_elu(y, -1) if activation == "concat_elu" else y
 
 
@@ -87,6 +87,21 @@ def plan_of(
     return mask_plan.from_degrees(in_degrees.long(), out_degrees.long(), strict)
 
 
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether `_check` would pass, by the least there is to ask; where this does not know, that does."""
+    return (
+        isinstance(x, Tensor)
+        and isinstance(weight, Tensor)
+        and x.dtype in _checks.FLOATS
+        and x.dtype == weight.dtype
+        and weight.dim() == 2
+        and x.dim() > 0
+        and x.size(-1) == weight.size(1)
+        and x.device == weight.device
+        and (bias is None or _checks.fits_vector(bias, weight, weight.size(0)))
+    )
+
+
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     _checks.dtype("x", _checks.tensor("x", x), _checks.FLOATS)
     _checks.dtype("weight", _checks.tensor("weight", weight), _checks.FLOATS)
@@ -109,7 +124,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 def _check_plan(plan: MaskPlan, weight: Tensor) -> None:
     rows, columns = weight.shape
     expected = (rows, columns, rows, columns, rows, rows * columns, None)
-    for tensor, size in zip(plan.tensors(), expected, strict=True):
+    for tensor, size in zip(plan, expected, strict=True):
         if tensor is None:
             continue
         if size is not None and tensor.numel() != size:
@@ -123,7 +138,7 @@ def _triton_forward(
 ) -> tuple[Tensor, Tensor]:
     from fastar.kernels import masked_linear as kernels
 
-    y, z = kernels.forward(x, weight, bias, *plan.tensors(), activation, keep_preactivation, _triton.allow_tf32())
+    y, z = kernels.forward(x, weight, bias, *plan, activation, keep_preactivation, _triton.allow_tf32())
     return y, z
 
 
@@ -139,7 +154,7 @@ def _triton_backward(
     from fastar.kernels import masked_linear as kernels
 
     grad_x, grad_weight, grad_bias = kernels.backward(
-        grad, x, weight, saved, *plan.tensors(), activation, needs, _triton.allow_tf32()
+        grad, x, weight, saved, *plan, activation, needs, _triton.allow_tf32()
     )
     return grad_x, grad_weight, grad_bias
 
@@ -201,7 +216,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    arguments = len(MaskPlan().tensors()) + 2
+    arguments = len(MaskPlan._fields) + 2
     if grad is None:
         return (None,) * (3 + arguments)
     if not ctx.complete:

@@ -7,6 +7,7 @@ the input at ``p * stride + (ky, kx) - (top, left)``. Those offsets are all that
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -126,9 +127,14 @@ class Look(NamedTuple):
     tap: int
 
 
-def looks(taps: Sequence[int], kernel: Sequence[int], corner: Sequence[int]) -> list[Look]:
+def looks(taps: Sequence[int], kernel: Sequence[int], corner: Sequence[int]) -> tuple[Look, ...]:
     """Where the taps of a convolution look whose padding has this many rows above and columns on the left."""
-    return [Look(tap // kernel[1] - corner[0], tap % kernel[1] - corner[1], tap) for tap in taps]
+    return _looks(tuple(taps), kernel[1], tuple(corner))
+
+
+@functools.lru_cache(maxsize=1024)
+def _looks(taps: tuple[int, ...], width: int, corner: tuple[int, int]) -> tuple[Look, ...]:
+    return tuple(Look(tap // width - corner[0], tap % width - corner[1], tap) for tap in taps)
 
 
 class Phase(NamedTuple):

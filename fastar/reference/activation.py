@@ -6,7 +6,6 @@ one saved tensor: the output where the derivative can be written in terms of it,
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -69,27 +68,23 @@ def tanh_gate_backward(grad: Tensor, z: Tensor, dim: int) -> Tensor:
     return torch.cat([grad * s * (1 - t * t), grad * t * s * (1 - s)], dim)
 
 
+# torch's own derivatives: one pass each, where a formula of several operations takes several.
+_aten = torch.ops.aten
+_BACKWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "relu": lambda grad, y: _aten.threshold_backward(grad, y, 0),
+    "elu": lambda grad, y: _aten.elu_backward(grad, 1, 1, 1, True, y),
+    "tanh": _aten.tanh_backward,
+    "sigmoid": _aten.sigmoid_backward,
+    "silu": _aten.silu_backward,
+    "gelu": _aten.gelu_backward,
+    "gelu_tanh": lambda grad, z: _aten.gelu_backward(grad, z, approximate="tanh"),
+}
+
+
 def backward(activation: str, grad: Tensor, saved: Tensor) -> Tensor:
     """grad * act'(z), from y = act(z), or from z for the names in NEEDS_PREACTIVATION."""
     if activation == "none":
         return grad
-    if activation == "relu":
-        return torch.where(saved > 0, grad, torch.zeros((), dtype=grad.dtype, device=grad.device))
-    if activation == "elu":
-        return torch.where(saved > 0, grad, grad * (saved + 1))
-    if activation == "tanh":
-        return grad * (1 - saved * saved)
-    if activation == "sigmoid":
-        return grad * saved * (1 - saved)
-    z = saved
-    if activation == "silu":
-        s = torch.sigmoid(z)
-        return grad * (s + z * s * (1 - s))
-    if activation == "gelu":
-        density = torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-        return grad * (0.5 * (1 + torch.erf(z / math.sqrt(2))) + z * density)
-    if activation == "gelu_tanh":
-        c = math.sqrt(2 / math.pi)
-        t = torch.tanh(c * (z + 0.044715 * z**3))
-        return grad * (0.5 * (1 + t) + 0.5 * z * (1 - t * t) * c * (1 + 3 * 0.044715 * z * z))
-    raise ValueError(f"activation: no fused backward for {activation!r}")
+    if activation not in _BACKWARD:
+        raise ValueError(f"activation: no fused backward for {activation!r}")
+    return _BACKWARD[activation](grad, saved)

@@ -7,10 +7,12 @@ _identity.require()
 from fastar.sampling.builder import Builder  # noqa: E402
 from fastar.sampling.dimensions import dimensions  # noqa: E402
 from fastar.sampling.fuse import fuse  # noqa: E402
+from fastar.sampling.image import image  # noqa: E402
 from fastar.sampling.instructions import Head  # noqa: E402
-from fastar.sampling.lower import LoweringError, register, sequence  # noqa: E402
+from fastar.sampling.lower import sequence  # noqa: E402
 from fastar.sampling.program import Program, Value  # noqa: E402
 from fastar.sampling.sampler import Sampler, SampleResult  # noqa: E402
+from fastar.sampling.trace import LoweringError, register  # noqa: E402
 
 __all__ = [
     "Builder",
@@ -22,6 +24,7 @@ __all__ = [
     "Value",
     "dimensions",
     "fuse",
+    "image",
     "register",
     "sequence",
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ _MOST_COORDINATES = 3
 _MOST_TERMS = 4
 _MOST_CHANNELS = 16
 
-_REASONS = {
+REASONS = {
     "not_a_number": "a parameter of the draw is NaN",
     "no_support": "the levels that the support allows all have probability 0",
     "not_given": "the value is not modelled and has to be given",
@@ -48,6 +50,15 @@ def why_not(program: Program) -> str | None:
         if isinstance(step, Attention) and program.buffer(step.keys).shape[0] != program.buffer(step.values).shape[0]:
             return f"code[{place}] attention: keys and values of different numbers of slots"
     return None
+
+
+@dataclass
+class Spent:
+    """What a run has taken so far."""
+
+    rows: int
+    positions: int = 0
+    seconds: float = 0.0
 
 
 class Cpu:
@@ -82,6 +93,7 @@ class Cpu:
         self.threads = threads or len(os.sched_getaffinity(0))
         self.rows = rows
         self.sharing = sharing
+        self.last: Spent | None = None
         self.repack(program.weights)
 
     def repack(self, weights: Mapping[str, Tensor]) -> None:
@@ -101,8 +113,16 @@ class Cpu:
         how = "each thread runs its own rows" if plan.sharing == "rows" else "threads share the steps of every row"
         return (
             f"{self.precision} weights ({plan.weight_bytes / 1e6:.1f} MB packed), {level}, {plan.threads} of"
-            f" {self.threads} threads for {self.rows} rows: {how}; predicted {plan.predicted_ns / 1e3:.1f} us a pass"
+            f" {self.threads} threads for {self.rows} rows: {how}"
         )
+
+    def times(self) -> str:
+        """A step's time as predicted for `rows` rows, and as measured in the last run if there has been one."""
+        text = f"predicted {self.plan.predicted_ns / 1e3:.3g} us for {self.rows} rows"
+        if self.last is None or not self.last.positions:
+            return text
+        steps, rows = self.last.positions, self.last.rows
+        return f"{text}, measured {self.last.seconds / steps * 1e6:.3g} us for {rows} rows over {steps:,} steps"
 
     def start(self, request: Request) -> Run:
         """A run at its first position."""
@@ -124,11 +144,12 @@ class Run:
         self.request = request
         self.plan = executor.plan
         n, T, V = len(request.rows), request.length, self.program.value.channels
-        self.values = torch.zeros(n, T, V, dtype=torch.float64)
+        self.values = _zeros(n, T, V)
         self.log_prob = torch.zeros(n, dtype=torch.float64)
         self.log_weight = torch.zeros(n, dtype=torch.float64)
         self.lengths = request.lengths.to("cpu", torch.int64, copy=True).contiguous()
         self._native = native.core().Run(self.plan, self._record(n, T))
+        self._spent = Spent(n)
         # As the program names them, in the order in which the native part numbers them.
         self._variables: dict[str, int] = {}
         for step in self.program.code:
@@ -178,6 +199,7 @@ class Run:
             "top_p": float(options.top_p or 0.0),
             "greedy": options.greedy,
             "inputs": [address(one) for one in inputs],
+            "input_entries": [request.inputs[name].shape[1] for name in names],
         }
 
     @property
@@ -199,7 +221,11 @@ class Run:
         """
         if self.finished:
             return 0
+        began = time.perf_counter()
         done: int = self._native.advance(self.request.length if positions is None else positions)
+        self._spent.seconds += time.perf_counter() - began
+        self._spent.positions += done
+        self.executor.last = self._spent
         self._raise_failure()
         return done
 
@@ -212,7 +238,7 @@ class Run:
         where = f"position {position}, code[{place}] {step.op}"
         if kind == "not_a_number" and not isinstance(step, Draw):
             raise draws.SamplingError(f"{where}: row {row}: the result is not finite, so the draw after it has no law")
-        raise draws.SamplingError(f"{where}: row {row}: {_REASONS[kind]}")
+        raise draws.SamplingError(f"{where}: row {row}: {REASONS[kind]}")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run on another machine needs to continue this one, beside the request."""
@@ -223,6 +249,7 @@ class Run:
             "done": self.done,
             "variables": {name: variables[number] for name, number in self._variables.items()},
             "buffers": {name: self._buffer(number) for number, name in self._stored()},
+            "own": self._own(),
             **{name: getattr(self, name).clone() for name in _TENSORS},
         }
 
@@ -244,10 +271,21 @@ class Run:
                     f"state: {name} is {came.dtype} {list(came.shape)}, expected float32 {list(shapes[name])}"
                 )
             self._native.write(number, came.contiguous().data_ptr())
+        # What this executor keeps in a form of its own is exact there only; the reference's records have none.
+        if "own" in state:
+            own, shape = state["own"], (len(self.request.rows), self.plan.own_floats)
+            if tuple(own.shape) != shape or own.dtype != torch.float32:
+                raise ValueError(f"state: own is {own.dtype} {list(own.shape)}, expected float32 {list(shape)}")
+            self._native.write_own(own.contiguous().data_ptr())
         for name in _TENSORS:
             getattr(self, name).copy_(state[name])
         variables = [int(state["variables"].get(name, 0)) for name in self._variables]
         self._native.stand(state["place"], variables, state["done"])
+
+    def _own(self) -> Tensor:
+        t = torch.empty(len(self.request.rows), self.plan.own_floats)
+        self._native.read_own(t.data_ptr())
+        return t
 
     def _stored(self) -> list[tuple[int, str]]:
         return [(number, one.name) for number, one in enumerate(self.program.buffers) if one.kind != "input"]
@@ -259,6 +297,15 @@ class Run:
         t = torch.empty(self._shape(number))
         self._native.read(number, t.data_ptr())
         return t
+
+
+def _zeros(n: int, T: int, V: int) -> Tensor:
+    # torch.zeros fills with torch's threads, which then go on spinning for milliseconds on cores that the run needs. And
+    # pages that the system clears are not touched before they are written.
+    size = n * T * V
+    if size == 0:
+        return torch.zeros(n, T, V, dtype=torch.float64)
+    return torch.frombuffer(bytearray(8 * size), dtype=torch.float64).view(n, T, V)
 
 
 _TENSORS = ("values", "log_prob", "log_weight", "lengths")

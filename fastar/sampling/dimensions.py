@@ -47,6 +47,63 @@ class _Units:
         return len(self.group.passes)
 
 
+class Schedule:
+    """A masked network from [B, dim + cond_dim] to [B, dim * params] whose units are ordered by the pass of each.
+
+    Output d * params + k (k * dim + d if not `feature_major`) is parameter k of dimension d, and may depend only on the
+    dimensions before d in `order`, and on the last `cond_dim` inputs. `path` precedes the names of weights and buffers.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        params: int,
+        order: Tensor,
+        *,
+        feature_major: bool = True,
+        cond_dim: int = 0,
+        path: str = "",
+    ) -> None:
+        order = order.detach().cpu().long()
+        self.dim, self.params, self.cond_dim, self.path = len(order), params, cond_dim, path
+        place = order.argsort()
+        # Conditions are known before the first pass, so they are stored first.
+        passes = torch.cat([place + 1, torch.zeros(cond_dim, dtype=torch.long)])
+        columns = torch.cat([torch.arange(self.dim, self.dim + cond_dim), order])
+        self.nodes = _trace(module, _Units("x", [], _Group(passes, columns)))
+        for one in self.nodes:
+            one.path = f"{path}.{one.path}".strip(".") if path else one.path
+        out = self.nodes[-1]
+        if out.width != self.dim * params or out is self.nodes[0]:
+            raise LoweringError(
+                f"{out.path}: gives {out.width} numbers, and the head of {params} numbers reads {self.dim} x {params}"
+            )
+        unit = torch.arange(self.dim * params)
+        needed, parameter = (
+            (place[unit // params], unit % params) if feature_major else (place[unit % self.dim], unit // self.dim)
+        )
+        _schedule(self.nodes, out, needed)
+        out.group.order = torch.argsort(needed * params + parameter)
+
+    def declare(self, b: Builder, cond: Ref | None = None) -> Ref:
+        """Enter the buffers; the inputs [cond_dim + dim], conditions first and then by position, are to be stored."""
+        known = b.state(f"{self.path}.x".strip("."), self.cond_dim + self.dim).at()
+        self.nodes[0].ref = known
+        if cond is not None:
+            b.add(Elementwise(known.channels(0, self.cond_dim), "none", cond))
+        for one in self.nodes[1:]:
+            one.ref = b.state(f"units.{one.path}", one.width).at()
+        return known
+
+    def emit(self, b: Builder, t: Index) -> Ref:
+        """The instructions of pass t, and where the parameters of position t then are."""
+        for one in self.nodes[1:]:
+            _emit(b, one, t, self.dim)
+        out = self.nodes[-1].ref
+        assert out is not None
+        return out.channels(t * self.params, self.params)
+
+
 def dimensions(
     module: nn.Module,
     head: Head,
@@ -68,31 +125,13 @@ def dimensions(
     order = torch.arange(dim) if order is None else order.detach().cpu().long()
     if order.shape != (dim,) or not torch.equal(order.sort().values, torch.arange(dim)):
         raise ValueError(f"order: expected a permutation of 0..{dim - 1}, got {order.tolist()}")
-    place, P = order.argsort(), head.params
-    # Conditions are known before the first pass, so they are stored first.
-    passes = torch.cat([place + 1, torch.zeros(cond_dim, dtype=torch.long)])
-    columns = torch.cat([torch.arange(dim, dim + cond_dim), order])
-    nodes = _trace(module, _Units("x", [], _Group(passes, columns)))
-    x, out = nodes[0], nodes[-1]
-    if out.width != dim * P or out is x:
-        raise LoweringError(f"{out.path}: gives {out.width} numbers, and the head {head} reads {dim} x {P}")
-    unit = torch.arange(dim * P)
-    needed, parameter = (place[unit // P], unit % P) if feature_major else (place[unit % dim], unit // dim)
-    _schedule(nodes, out, needed)
-    out.group.order = torch.argsort(needed * P + parameter)
-
+    schedule = Schedule(module, head.params, order, feature_major=feature_major, cond_dim=cond_dim)
     levels = 2 if head.kind == "bernoulli" else head.levels
     b = Builder(name, Value("float", 1) if levels is None else Value("int", 1, levels), dim)
-    known = b.state("x", cond_dim + dim).at()
-    x.ref = known
-    if cond_dim:
-        b.add(Elementwise(known.channels(0, cond_dim), "none", b.input("cond", cond_dim).at()))
+    known = schedule.declare(b, b.input("cond", cond_dim).at() if cond_dim else None)
     with b.loop("t", dim) as t:
-        for one in nodes[1:]:
-            one.ref = b.state(f"units.{one.path}", one.width).at()
-            _emit(b, one, t, dim)
-        assert out.ref is not None
-        b.add(Draw(head, t, out.ref.channels(t * P, P)), Store(known.channels(t + cond_dim, 1), t, scale, shift))
+        params = schedule.emit(b, t)
+        b.add(Draw(head, t, params), Store(known.channels(t + cond_dim, 1), t, scale, shift))
     natural = torch.equal(order, torch.arange(dim))
     return b.build(shape=(dim,), layout=None if natural else b.table("order", order.tolist()))
 

@@ -1,14 +1,15 @@
 """Joining neighbouring instructions of a program: fewer entries, fewer exchanges between an executor's threads.
 
 An activation moves into the linear op before it, a sum becomes its `add`, ``tanh(a) * sigmoid(b)`` a gate. The results
-stay what they are, bit for bit; only scratch that is written once and read once disappears.
+stay what they are, bit for bit; only scratch that is written once and read once, or never, disappears.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+
+from torch import Tensor
 
 from fastar.sampling.index import Ref
 from fastar.sampling.instructions import (
@@ -20,12 +21,16 @@ from fastar.sampling.instructions import (
     Instruction,
     Linear,
     Loop,
+    Norm,
+    Store,
     TappedLinear,
     When,
 )
 from fastar.sampling.program import Program
 from fastar.sampling.validate import validate
 
+# What may as well write its result where a copy would put it.
+_MOVABLE = (Linear, TappedLinear, Gather, Gate, Norm, Store, Elementwise)
 # An entry of the code by the reference that it writes, where it may be taken away.
 Producer = Callable[[Ref | None], Instruction | None]
 
@@ -45,11 +50,39 @@ def fuse(program: Program) -> Program:
             code = [step for k, step in enumerate(code) if k not in gone]
             # The joined entry may itself be joined by what follows, or take more in.
             place -= len(gone)
+    code, weights = _without_unread(code, program, scratch)
     used = {ref.buffer for step in code for _, ref in step.refs()}
     buffers = tuple(one for one in program.buffers if one.kind != "scratch" or one.name in used)
-    fused = replace(program, code=tuple(code), buffers=buffers)
+    fused = replace(program, code=tuple(code), buffers=buffers, weights=weights)
     validate(fused)
     return fused
+
+
+def _without_unread(
+    code: list[Instruction], program: Program, scratch: set[str]
+) -> tuple[list[Instruction], dict[str, Tensor]]:
+    # What nobody reads is not computed, such as the residual of a WaveNet's last layer; its weights go with it.
+    gone: list[Instruction] = []
+    found = True
+    while found:
+        reads = [ref for step in code for _, ref in step.reads]
+        unread = [
+            step
+            for step in code
+            if isinstance(step, Linear | TappedLinear | Elementwise | Gate | Gather | Norm)
+            and step.out.buffer in scratch
+            and not any(_meet(ref, step.out) for ref in reads)
+        ]
+        found = bool(unread)
+        gone += unread
+        code = [step for step in code if not any(step is one for one in unread)]
+    dropped = {name for step in gone for name in _names(step)} - {name for step in code for name in _names(step)}
+    return code, {name: t for name, t in program.weights.items() if name not in dropped}
+
+
+def _names(step: Instruction) -> set[str]:
+    # Weights that a step uses, among other words.
+    return {value for value in vars(step).values() if isinstance(value, str)}
 
 
 def _join(code: list[Instruction], place: int, scratch: set[str]) -> tuple[Instruction, set[int]] | None:
@@ -76,8 +109,7 @@ def _join(code: list[Instruction], place: int, scratch: set[str]) -> tuple[Instr
 
 def _producer(code: list[Instruction], place: int, ref: Ref, scratch: set[str]) -> int | None:
     # Where the reference is written, if it is read here only, and what is written there can as well be written here.
-    uses = Counter(one.buffer for step in code for _, one in step.refs())
-    if ref.buffer not in scratch or uses[ref.buffer] != 2:
+    if ref.buffer not in scratch or sum(_meet(one, ref) for step in code for _, one in step.refs()) != 2:
         return None
     changed: set[str] = set()
     for before in range(place - 1, -1, -1):
@@ -91,6 +123,14 @@ def _producer(code: list[Instruction], place: int, ref: Ref, scratch: set[str]) 
     return None
 
 
+def _meet(one: Ref, other: Ref) -> bool:
+    # Whether two references may share channels.
+    if one.buffer != other.buffer:
+        return False
+    a, b = one.offset.constant, other.offset.constant
+    return a is None or b is None or (a < b + other.width and b < a + one.width)
+
+
 def _plain(step: Instruction | None, function: str) -> Ref | None:
     # The argument of an elementwise function without scaling.
     if not isinstance(step, Elementwise) or step.function != function or step.spans is not None:
@@ -99,11 +139,15 @@ def _plain(step: Instruction | None, function: str) -> Ref | None:
 
 
 def _activation(step: Elementwise, producer: Producer) -> tuple[Instruction, list[Ref]] | None:
-    linear = producer(step.a) if step.function in ACTIVATIONS else None
-    if not isinstance(linear, Linear | TappedLinear) or linear.activation != "none":
+    if step.function not in ACTIVATIONS:
         return None
-    joined = replace(linear, out=step.out, activation=step.function)
-    return (joined, [step.a]) if _separate(joined) else None
+    one = producer(step.a)
+    joined: Instruction | None = None
+    if isinstance(one, Linear | TappedLinear) and one.activation == "none":
+        joined = replace(one, out=step.out, activation=step.function)
+    elif step.function == "none" and isinstance(one, _MOVABLE) and getattr(one, "spans", None) is None:
+        joined = replace(one, out=step.out)
+    return (joined, [step.a]) if joined is not None and _separate(joined) else None
 
 
 def _sum(step: Elementwise, producer: Producer) -> tuple[Instruction, list[Ref]] | None:

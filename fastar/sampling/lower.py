@@ -1,29 +1,26 @@
-"""Lowering: from a module that runs over all positions at once to a step program that runs them one by one.
+"""Lowering over a sequence: from a module that runs over all positions at once to a program that runs them one by one.
 
-`register` gives a layer its lowering: a function of the layer, its input at the current position, and the `Step` that
-collects instructions. A module composed of such layers is traced (torch.fx), so that sums, products, activations and
-concatenations in its own forward lower as well. What cannot be is refused with the module's path and the reason.
+A layer's lowering gets its input at the current position and the `Step` that collects instructions. Tracing, and the
+registry of layers: `fastar.sampling.trace`.
 """
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from fastar.sampling.builder import Builder
 from fastar.sampling.fuse import fuse
 from fastar.sampling.index import Index, Ref
-from fastar.sampling.instructions import UNARY, Draw, Elementwise, Head, Store
+from fastar.sampling.instructions import Draw, Elementwise, Gather, Head, Store
 from fastar.sampling.program import Program, Value
+from fastar.sampling.trace import SEQUENCE, Lowering, LoweringError, lower_module, register
 
-
-class LoweringError(ValueError):
-    """A module that has no step program; the message gives its path and the reason."""
+__all__ = ["LoweringError", "Signal", "Step", "Symbols", "register", "sequence"]
 
 
 @dataclass(frozen=True)
@@ -42,37 +39,32 @@ class Signal:
     last: bool = True
 
 
-Lower = Callable[[Any, Any, "Step"], Any]
-Layer = TypeVar("Layer", bound=Callable[..., Any])
-_LAYERS: dict[type[nn.Module], Lower] = {}
+@dataclass(frozen=True)
+class Constant:
+    """A parameter or buffer that the forward uses outside a layer."""
+
+    tensor: Tensor
+    name: str
 
 
-def register(*layers: type[nn.Module]) -> Callable[[Layer], Layer]:
-    """Decorator: this function lowers these layers (and not their subclasses): (layer, input, step) -> output."""
-
-    def enter(lower: Layer) -> Layer:
-        for layer in layers:
-            _LAYERS[layer] = lower
-        return lower
-
-    return enter
+@dataclass(frozen=True)
+class _Marker:
+    # Something that a forward asks about its input, and that is known without a value: its shape, a length, a device.
+    what: str
 
 
-class Step:
+_SHAPE, _LENGTH, POSITIONS, _OTHER = (_Marker(one) for one in ("shape", "length", "positions", "other"))
+
+
+class Step(Lowering):
     """The pass at one position while a module is lowered: where instructions, weights and buffers go."""
 
+    over = SEQUENCE
+
     def __init__(self, builder: Builder, position: Index) -> None:
+        super().__init__()
         self.builder = builder
         self.position = position
-        self.path = ""
-
-    def refuse(self, reason: str) -> LoweringError:
-        """The error to raise: this module has no step program because of `reason`."""
-        return LoweringError(f"{self.path or 'the module itself'}: {reason}")
-
-    def name(self, part: str) -> str:
-        """A name for a weight or buffer of the current layer: its path and the part."""
-        return f"{self.path}.{part}" if self.path else part
 
     def weight(self, part: str, tensor: Tensor) -> str:
         """Enter a weight of the current layer."""
@@ -86,8 +78,21 @@ class Step:
         """Channels for the current layer's output."""
         return self.builder.scratch(self.path or "x", width).at()
 
+    def last_position(self) -> float:
+        """The greatest value of `position`: infinite in an open program without a limit."""
+        longest = self.builder.positions or self.builder.limit or math.inf
+        return self.position.bounds({var: (0, longest - 1) for var, _ in self.position.terms})[1]
+
+    def ring(self, source: Ref, reach: int) -> Ref:
+        """The channels where they stay for `reach` positions more, to be looked back at."""
+        ring = self.builder.state(self.name("past"), reach + 1, source.width, ring=True).at(self.position)
+        self.builder.add(Elementwise(ring, "none", source))
+        return ring
+
     def signal(self, x: object, last: bool | None = None) -> Signal:
         """The input as channels; refused where it is symbols, or lies the other way round."""
+        if isinstance(x, Constant):
+            x = self._spread(x)
         if not isinstance(x, Signal):
             raise self.refuse(
                 f"expected a float tensor, got {'symbols' if isinstance(x, Symbols) else type(x).__name__}"
@@ -95,6 +100,29 @@ class Step:
         if last is not None and x.last != last:
             raise self.refuse(f"expected {'[B, T, C]' if last else '[B, C, T]'}, got the other order")
         return x
+
+    def gather(self, rows: Tensor, part: str) -> Signal:
+        """The row of the current position."""
+        if self.last_position() >= len(rows):
+            longest = self.last_position() + 1
+            raise self.refuse(f"has {len(rows)} positions, and the sequence may have {longest}; give `limit`")
+        out = self.scratch(rows.shape[1])
+        self.builder.add(Gather(out, self.weight(part, rows), base=self.position))
+        return Signal(out)
+
+    def _spread(self, x: Constant) -> Signal:
+        # [C] or [1, .., C] is the same at every position, [N, C] or [1, N, C] has a row for each.
+        if x.tensor.numel() == x.tensor.shape[-1:].numel():
+            out = self.scratch(x.tensor.numel())
+            self.builder.add(Gather(out, self.weight(x.name, x.tensor.view(1, -1))))
+            return Signal(out)
+        if x.tensor.dim() not in (2, 3) or math.prod(x.tensor.shape[:-2]) != 1:
+            raise self.refuse(f"its forward uses {x.name}, {list(x.tensor.shape)}, outside a layer")
+        return self.gather(x.tensor.view(x.tensor.shape[-2:]), x.name)
+
+    def value(self, x: object) -> Signal:
+        """The argument, if it is a float tensor of the traced forward."""
+        return self.signal(x)
 
     def elementwise(
         self, function: str, a: Signal, b: Signal | None = None, alpha: float = 1.0, beta: float = 0.0
@@ -106,120 +134,62 @@ class Step:
         self.builder.add(Elementwise(out, function, a.ref, None if b is None else b.ref, alpha, beta))
         return replace(a, ref=out)
 
+    def chunk(self, x: Signal, chunks: int, dim: int = 0) -> tuple[Signal, ...]:
+        """Equal parts of the channels."""
+        self._channel_axis(x, dim)
+        if x.ref.width % chunks:
+            raise self.refuse(f"{x.ref.width} channels do not fall into {chunks} equal chunks")
+        width = x.ref.width // chunks
+        return tuple(replace(x, ref=x.ref.channels(k * width, width)) for k in range(chunks))
 
-class _Tracer(fx.Tracer):
-    # Registered layers are leaves whoever wrote them; torch.nn's others stay leaves and are refused by name.
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in _LAYERS or (
-            super().is_leaf_module(m, module_qualified_name) and not isinstance(m, nn.Sequential)
-        )
+    def cat(self, parts: Sequence[Signal], dim: int = 0) -> Signal:
+        """Channels side by side."""
+        for part in parts:
+            self._channel_axis(part, dim)
+        out = self.scratch(sum(part.ref.width for part in parts))
+        start = 0
+        for part in parts:
+            self.builder.add(Elementwise(out.channels(start, part.ref.width), "none", part.ref))
+            start += part.ref.width
+        return replace(parts[0], ref=out)
 
+    def _channel_axis(self, x: Signal, dim: int) -> None:
+        if dim not in ((2, -1) if x.last else (1, -2)):
+            raise self.refuse(f"dimension {dim} is not the channels'")
 
-def lower_module(module: nn.Module, x: Symbols | Signal, step: Step) -> Any:
-    """The module's output at the current position."""
-    if type(module) in _LAYERS:
-        return _LAYERS[type(module)](module, x, step)
-    if type(module).__module__.startswith("torch.nn."):
-        raise step.refuse(f"no lowering is registered for {type(module).__module__}.{type(module).__qualname__}")
-    try:
-        graph = _Tracer().trace(module)
-    except Exception as error:
-        raise step.refuse(
-            f"its forward cannot be traced ({error}); register a lowering for {type(module).__name__}"
-        ) from error
-    modules = dict(module.named_modules())
-    prefix = step.path
-    results: dict[fx.Node, Any] = {}
-    inputs = 0
-    for node in graph.nodes:
-        args = fx.map_arg(node.args, lambda n: results[n])
-        kwargs = fx.map_arg(node.kwargs, lambda n: results[n])
-        step.path = prefix
-        if node.op == "placeholder":
-            inputs += 1
-            if inputs > 1 and not node.args:
-                raise step.refuse(f"its forward takes more than one input, {node.target!r}")
-            results[node] = x if inputs == 1 else node.args[0]
-        elif node.op == "call_module":
-            layer = modules[node.target]
-            step.path = f"{prefix}.{node.target}" if prefix else node.target
-            if type(layer) not in _LAYERS:
-                raise step.refuse(f"no lowering is registered for {type(layer).__module__}.{type(layer).__qualname__}")
-            if len(args) != 1 or kwargs:
-                raise step.refuse("a layer is called with more than its input")
-            results[node] = _LAYERS[type(layer)](layer, args[0], step)
-        elif node.op == "output":
-            step.path = prefix
-            return args[0]
-        elif node.op == "get_attr":
-            raise step.refuse(f"its forward uses {node.target} outside a layer")
-        else:
-            results[node] = _function(step, node, args, kwargs)
-    raise step.refuse("its forward returns nothing")
+    def parameter(self, tensor: object, name: str) -> Constant:
+        """A vector, or one for each position."""
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.dim() == 0:
+            raise self.refuse(f"its forward uses {name} outside a layer")
+        return Constant(tensor.detach(), name)
 
-
-def _function(step: Step, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    if node.target in (operator.add, torch.add, operator.mul, torch.mul) or name in ("add", "mul"):
-        return _sum_or_product(step, "add" if "add" in name else "mul", *args)
-    if node.target is operator.sub and isinstance(args[1], int | float):
-        return step.elementwise("none", step.signal(args[0]), beta=-float(args[1]))
-    if node.target is operator.truediv and isinstance(args[1], int | float):
-        return step.elementwise("none", step.signal(args[0]), alpha=1 / args[1])
-    if node.target is operator.getitem and isinstance(args[0], tuple) and isinstance(args[1], int):
-        return args[0][args[1]]
-    if name in ("contiguous", "clone"):
-        return args[0]
-    if name in ("transpose", "permute", "swapaxes"):
-        axes = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
-        if tuple(axes) in ((1, 2), (2, 1), (-1, -2), (-2, -1), (0, 2, 1)):
-            x = step.signal(args[0])
-            return replace(x, last=not x.last)
-    if name == "chunk":
-        return _chunk(step, step.signal(args[0]), *args[1:], **kwargs)
-    if name in ("cat", "concat"):
-        return _cat(step, [step.signal(one) for one in args[0]], *args[1:], **kwargs)
-    if name == "gelu":
-        tanh = kwargs.get("approximate", "none") == "tanh"
-        return step.elementwise("gelu_tanh" if tanh else "gelu", step.signal(args[0]))
-    if name in UNARY and name not in ("none", "clamp", "concat_elu") and len(args) == 1:
-        if {key for key, value in kwargs.items() if value is not False and (key, value) != ("alpha", 1.0)}:
-            raise step.refuse(f"{name} with options {kwargs}")
-        return step.elementwise(name, step.signal(args[0]))
-    raise step.refuse(f"its forward calls {name}({', '.join(type(a).__name__ for a in args)}), which has no lowering")
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Transposes, and what a forward asks in order to look up its positions."""
+        x = args[0]
+        if name in ("transpose", "permute", "swapaxes"):
+            axes = args[1] if len(args) == 2 and isinstance(args[1], tuple | list) else args[1:]
+            if tuple(axes) in ((1, 2), (2, 1), (-1, -2), (-2, -1), (0, 2, 1)):
+                signal = self.signal(x)
+                return replace(signal, last=not signal.last)
+        if name == "getattr" and args[1] in ("shape", "device", "dtype"):
+            return _SHAPE if args[1] == "shape" else _OTHER
+        if (name == "size" and args[1:] in ((1,), ())) or (name == "getitem" and x is _SHAPE):
+            whole = name == "size" and len(args) == 1
+            return _SHAPE if whole else (_LENGTH if args[1] == 1 else _OTHER)
+        if name == "arange" and args == (_LENGTH,):
+            return POSITIONS
+        if name == "getitem" and isinstance(x, Constant) and _rows_up_to_length(args[1]):
+            return x
+        if name in ("expand", "expand_as") and isinstance(x, Constant):
+            return x
+        return NotImplemented
 
 
-def _sum_or_product(step: Step, function: str, a: Any, b: Any) -> Signal:
-    if isinstance(a, int | float):
-        a, b = b, a
-    if isinstance(b, int | float):
-        alpha, beta = (1.0, float(b)) if function == "add" else (float(b), 0.0)
-        return step.elementwise("none", step.signal(a), alpha=alpha, beta=beta)
-    return step.elementwise(function, step.signal(a), step.signal(b))
-
-
-def _channel_axis(step: Step, x: Signal, dim: int) -> None:
-    if dim not in ((2, -1) if x.last else (1, -2)):
-        raise step.refuse(f"dimension {dim} is not the channels'")
-
-
-def _chunk(step: Step, x: Signal, chunks: int, dim: int = 0) -> tuple[Signal, ...]:
-    _channel_axis(step, x, dim)
-    if x.ref.width % chunks:
-        raise step.refuse(f"{x.ref.width} channels do not fall into {chunks} equal chunks")
-    width = x.ref.width // chunks
-    return tuple(replace(x, ref=x.ref.channels(k * width, width)) for k in range(chunks))
-
-
-def _cat(step: Step, parts: list[Signal], dim: int = 0) -> Signal:
-    for part in parts:
-        _channel_axis(step, part, dim)
-    out = step.scratch(sum(part.ref.width for part in parts))
-    start = 0
-    for part in parts:
-        step.builder.add(Elementwise(out.channels(start, part.ref.width), "none", part.ref))
-        start += part.ref.width
-    return replace(parts[0], ref=out)
+def _rows_up_to_length(item: object) -> bool:
+    # weight[:T], or weight[:, :T] where a batch dimension of 1 stands in front.
+    last = item[-1] if isinstance(item, tuple) else item
+    front = item[:-1] if isinstance(item, tuple) else ()
+    return last == slice(None, _LENGTH) and all(one == slice(None) for one in front)
 
 
 def sequence(
@@ -232,22 +202,22 @@ def sequence(
     first: int | float | None = None,
     scale: float = 1.0,
     shift: float = 0.0,
+    given_first: bool = False,
 ) -> Program:
     """The program of a module over [B, T] symbols, or [B, T, C] floats, whose output [B, T, P] is unshifted.
 
     Entry t of ``module(y)`` parametrises x_t, where y_t = x_{t-1} and y_0 is `first`: a symbol (without it the first
     embedding is zero), or a float (0 by default). Floats enter as ``scale * x + shift``; so do the levels of a discrete
-    head where `first` is a float. `head` reads the P parameters.
+    head where `first` is a float. `head` reads the P parameters. With `given_first` x_0 is not modelled but given, and
+    entry t of ``module(x)`` parametrises x_{t+1}.
     """
-    # The registrations of the layers that fastar itself knows.
-    import fastar.sampling.layers  # noqa: F401
-
     integer = head.kind in ("bernoulli", "categorical") or (head.levels is not None)
     levels = 2 if head.kind == "bernoulli" else head.levels
     value = Value("int", head.channels, levels) if integer else Value("float", head.channels)
     b = Builder(name, value, positions, limit)
-    with b.loop("t", positions) as t:
-        step = Step(b, t)
+
+    def body(t: Index, position: Index) -> None:
+        step = Step(b, position)
         x: Symbols | Signal
         if integer and head.channels == 1 and not isinstance(first, float):
             x = Symbols(t - 1, first)
@@ -260,5 +230,14 @@ def sequence(
         if out.width != head.params:
             raise step.refuse(f"it gives {out.width} numbers per position, and the head {head} reads {head.params}")
         b.add(Draw(head, t, out))
+
+    with b.loop("t", positions) as t:
+        if given_first:
+            with b.when(t, 0, 1):
+                b.add(Draw(Head("given"), t))
+            with b.when(t, 1):
+                body(t, t - 1)
+        else:
+            body(t, t)
     channels = () if head.channels == 1 else (head.channels,)
     return fuse(b.build(shape=None if positions is None else (positions, *channels)))

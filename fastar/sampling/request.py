@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastar.sampling.draws import DISCRETE, Options, Support
-from fastar.sampling.instructions import Draw, Emit, Head
+from fastar.sampling.instructions import Draw, Emit, Head, Loop, TappedLinear
 from fastar.sampling.philox import as_int64
 from fastar.sampling.program import Program
 
@@ -213,12 +213,26 @@ def _uniforms(program: Program, n: int, T: int, uniforms: Tensor | None) -> Tens
     return uniforms
 
 
+def entries(program: Program, name: str, length: int) -> int:
+    """How many entries an input along the open loop has in a run of this length: those that are read."""
+    ranges = {
+        one.var: (0, (length if one.count is None else one.count) - 1) for one in program.code if isinstance(one, Loop)
+    }
+    needed = 1
+    for step in program.code:
+        for _, ref in step.reads:
+            if ref.buffer == name:
+                tapped = isinstance(step, TappedLinear)
+                needed = max(needed, length if tapped else 1 + int(ref.at[0].bounds(ranges)[1]))
+    return needed
+
+
 def _inputs(program: Program, n: int, T: int, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     wanted = {one.name: one for one in program.buffers if one.kind == "input"}
     if set(wanted) != set(inputs):
         raise ValueError(f"inputs: expected {sorted(wanted)}, got {sorted(inputs)}")
     for name, one in wanted.items():
-        first = T if one.shape[0] == 0 else one.shape[0]
+        first = entries(program, name, T) if one.shape[0] == 0 else one.shape[0]
         _shape(f"inputs[{name!r}]", inputs[name], (n, first, *one.shape[1:]))
         if not inputs[name].is_floating_point():
             raise TypeError(f"inputs[{name!r}]: expected a float tensor, got {inputs[name].dtype}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastar import _checks
-from fastar.sampling import backends, space
+from fastar.sampling import backends, prefill, space
 from fastar.sampling.backends import Plan, Run
 from fastar.sampling.cost import cost
 from fastar.sampling.draws import Options
@@ -54,7 +54,7 @@ class Sampler:
 
     Args:
         model: a step program, or a model with a method `lower()` that gives one (and `condition(cond, n, length)`, the
-            program's inputs, where it takes conditions).
+            program's inputs, where it takes conditions; and `prefill(values, inputs)`, see `fastar.sampling.prefill`).
         batch_size: rows that run together; more are drawn in chunks.
         dtype: arithmetic of the run; None is the executor's own choice.
         backend: "auto", or an executor by name.
@@ -82,8 +82,11 @@ class Sampler:
         self.backend, self.declined = backends.choose(self.plan, backend)
         _refuse_if_too_large(self.program, self.batch_size)
         self.executor: backends.Executor | None = self.backend.make(self.plan)
+        self._versions = prefill.versions(model)
         self._job: _Job | None = None
         self._lock = threading.Lock()
+        # Positions that take about _SECONDS, as far as is known: a run is left no more often than it has to be.
+        self._pace = 1
 
     def sample(
         self,
@@ -101,14 +104,16 @@ class Sampler:
         given: Tensor | None = None,
         support: tuple[object, object] | Tensor | None = None,
         stop: int | None = None,
+        position_offset: int = 0,
         progress: Progress = False,
         return_info: bool = False,
     ) -> Tensor | SampleResult:
         """n samples (batch_size by default), [n, ...] in the data's space, or a SampleResult with `return_info`.
 
-        `given` has the shape of the values, NaN or -1 where unknown. Positions known before every unknown one are
-        conditioned on exactly; a known position after an unknown one is clamped, and `log_weight` is the correction.
-        An interrupted call is finished by `resume`.
+        `given` has the shape of the values, NaN or -1 where unknown, and says their length where `length` does not.
+        Positions known before every unknown one are conditioned on exactly; a known position after an unknown one is
+        clamped, and `log_weight` is the correction. The random numbers are those of positions from `position_offset`
+        on, for a window into something longer. An interrupted call is finished by `resume`.
         """
         with self._exclusive():
             self._job = self._prepare(
@@ -123,6 +128,7 @@ class Sampler:
                 given=given,
                 support=support,
                 stop=stop,
+                position_offset=position_offset,
             )
             return self._finish(progress)
 
@@ -139,7 +145,8 @@ class Sampler:
     ) -> Iterator[Tensor]:
         """The values of n <= batch_size rows as they are drawn: [n, k] or [n, k, V], k positions in drawing order.
 
-        Takes the options of `sample`. A broken-off stream is continued by `resume(chunk)`.
+        Takes the options of `sample`. A known prefix that the model takes in at once comes in one piece. A broken-off
+        stream is continued by `resume(chunk)`.
         """
         _checks.positive("chunk", chunk)
         if (n or 0) > self.batch_size:
@@ -166,7 +173,7 @@ class Sampler:
             if replace(program, weights={}) != replace(self.program, weights={}):
                 raise ValueError("refresh: the model has changed its shape; make a new Sampler")
             executor.repack(program.weights)
-            self.program = program
+            self.program, self._versions = program, prefill.versions(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """The interrupted call, so that another sampler of the same model can finish it after `load_state_dict`."""
@@ -195,8 +202,9 @@ class Sampler:
             self._job = job
 
     def explain(self) -> str:
-        """The executor and why, memory, and work per position."""
+        """The executor and why, memory, work per position, and its time: predicted, and measured after a run."""
         c = cost(self.program)
+        times = self.backend.times(self._open())
         lines = [
             f"{self.program.name}: {self.backend.name} ({self.backend.describe(self._open())})",
             *(f"  declined  {reason}" for reason in self.declined),
@@ -204,6 +212,7 @@ class Sampler:
             f"{_mib(c.row_bytes * self.batch_size)} for {self.batch_size} rows",
             f"  a step    {c.multiply_adds:,.0f} multiply-adds per row, {c.weights_read:,.0f} weights read, "
             f"{c.instructions:,.1f} instructions",
+            *([f"  time      {times}"] if times else []),
         ]
         return "\n".join(lines)
 
@@ -239,6 +248,8 @@ class Sampler:
         **options: Any,
     ) -> _Job:
         n = self.batch_size if n is None else n
+        if length is None and self.program.positions is None and isinstance(given, Tensor) and given.dim() > 1:
+            length = given.shape[1]
         if seed is None:
             seed = int(torch.randint(0, 2**63 - 1, ()))
         whole = make(
@@ -250,7 +261,9 @@ class Sampler:
             inputs=self._inputs(cond, n, length),
             **options,
         )
-        chunks = [space.rows(whole, start, self.batch_size) for start in range(0, n, self.batch_size)] or [whole]
+        if n <= self.batch_size:
+            return _Job([whole], seed, return_info)
+        chunks = [space.rows(whole, start, self.batch_size) for start in range(0, n, self.batch_size)]
         return _Job(chunks, seed, return_info)
 
     def _inputs(self, cond: Any, n: int, length: Any) -> Mapping[str, Tensor]:
@@ -272,7 +285,10 @@ class Sampler:
 
     def _running(self, job: _Job) -> Run:
         if job.run is None:
-            job.run = self._open().start(job.requests[len(job.done)])
+            request = job.requests[len(job.done)]
+            executor = self._open()
+            state = prefill.state(self.model, self.program, request, self._versions, executor.dtype)
+            job.run = executor.start(request) if state is None else executor.resume(request, state)
         return job.run
 
     def _finish(self, progress: Progress) -> Tensor | SampleResult:
@@ -282,19 +298,21 @@ class Sampler:
         report = _reporter(progress)
         while len(job.done) < len(job.requests):
             run = self._running(job)
-            positions = 1
             while not run.finished:
                 began = time.perf_counter()
-                run.advance(positions)
+                done = run.advance(self._pace)
                 spent = time.perf_counter() - began
-                positions = max(1, min(2 * positions, int(positions * _SECONDS / max(spent, 1e-9))))
+                if done:
+                    self._pace = max(1, min(2 * self._pace, int(done * _SECONDS / max(spent, 1e-9))))
                 before = sum(len(one.rows) * one.length for one in job.requests[: len(job.done)])
                 report(before + len(run.values) * run.done, total)
-            job.done.append(tuple(t.cpu().clone() for t in (run.values, run.log_prob, run.lengths, run.log_weight)))
+            job.done.append(tuple(t.cpu() for t in (run.values, run.log_prob, run.lengths, run.log_weight)))
             job.run = None
         report(total, total)
         self._job = None
-        values, log_prob, lengths, log_weight = (torch.cat(parts) for parts in zip(*job.done, strict=True))
+        values, log_prob, lengths, log_weight = (
+            parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*job.done, strict=True)
+        )
         values = space.to_data(self.program, values, self._value_dtype())
         return SampleResult(values, log_prob, lengths, job.seed, log_weight) if job.return_info else values
 
@@ -306,9 +324,11 @@ class Sampler:
             with self._exclusive():
                 if self._job is not job:
                     raise RuntimeError("stream: another call of this Sampler has taken its place")
+                # A new run may stand behind a prefix that was taken in at once; that is part of what is streamed.
+                begun = job.run is not None
                 run = self._running(job)
-                before = run.done
-                run.advance(chunk)
+                before = run.done if begun else 0
+                run.advance(max(0, chunk - (run.done - before)))
                 piece = run.values[:, before : run.done].cpu().to(self._value_dtype())
                 finished = run.finished
                 if finished:

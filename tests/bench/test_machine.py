@@ -20,7 +20,7 @@ def test_description() -> None:
     assert described.torch == torch.__version__
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 def test_probes_are_rates_of_a_computer(dtype: torch.dtype) -> None:
     probes = machine.probe(CPU, dtype, quick=True)
     # Wide enough for any machine, narrow enough to catch a wrong unit.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from fastar.bench import machine, runner
+from fastar.bench import machine, report, runner
 from fastar.bench.machine import Probes
-from fastar.bench.registry import Absent, Case, Contenders
+from fastar.bench.registry import Absent, Case, Contenders, Part
 from fastar.bench.runner import DisagreementError, Result, explain, measure
 from fastar.bench.timing import Effort
 
@@ -97,11 +98,21 @@ def test_input_sets_are_gone_through_in_turn() -> None:
         return Contenders(lambda: seen.append(mine), {})
 
     case = Case("a.b", "a", ("cpu",), torch.float32, "", "forward", bytes=1.0, flops=1.0, build=build)
-    ours, _, _ = runner._prepare(case, CPU, 3)
+    ours, *_ = runner._prepare(case, CPU, 3)
     assert seen == [1, 2, 3]
     for _ in range(6):
         ours()
     assert seen[3:] == [1, 2, 3, 1, 2, 3]
+
+
+def test_a_part_is_multiplied_and_said_to_be_one() -> None:
+    def build(device: torch.device) -> Contenders:
+        return Contenders(lambda: time.sleep(1e-3), {"slow": Part(lambda: time.sleep(1e-3), 50)})
+
+    case = Case("a.b", "a", ("cpu",), torch.float32, "", "forward", bytes=1.0, flops=1.0, build=build)
+    result = measure(case, CPU, BRIEF)
+    assert 10 < result.alternatives_us["slow"] / result.ours_us < 250
+    assert "a.b: slow: one of 50 equal parts was timed, and its time multiplied" in report.notes([result])
 
 
 def test_ratios_and_rates(make_result: MakeResult) -> None:
@@ -127,6 +138,24 @@ def test_what_fits_a_processors_cache_is_not_charged(make_result: MakeResult) ->
     sizes = {"bytes": 1e6, "flops": 1e4, "cache_bytes": 2_000_000}
     assert make_result(one, **sizes).floor_us == pytest.approx(10)
     assert make_result(one, **sizes, device="cuda").floor_us == pytest.approx(1000)
+
+
+def test_reading_takes_its_turn_where_memory_bounds_a_case(
+    make_case: MakeCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cache_bytes", lambda device: 100)
+    monkeypatch.setattr(machine, "reading", lambda device, quick: (lambda: time.sleep(1e-3), 1000))
+    result = measure(make_case(bytes=101.0), CPU, BRIEF)
+    assert set(result.alternatives) == {"mean"}
+    assert result.read_in_turn is not None
+    assert 1e5 < result.read_in_turn <= 1e6
+    assert result.floor_us == pytest.approx(101 / result.read_in_turn * 1e6)
+    assert "read in turn" in report.rates_text(result)
+
+
+def test_reading_takes_no_turn_where_the_cache_holds_all(make_case: MakeCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cache_bytes", lambda device: 100)
+    assert measure(make_case(bytes=100.0), CPU, BRIEF).read_in_turn is None
 
 
 def test_figures_are_per_unit(make_result: MakeResult) -> None:

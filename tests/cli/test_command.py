@@ -62,7 +62,7 @@ def test_help_loads_neither_torch_nor_a_command() -> None:
     assert done.stdout.splitlines()[-1] == "set()"
 
 
-@pytest.mark.parametrize("name", ["bench", "demo"])
+@pytest.mark.parametrize("name", ["bench", "demo", "train", "sample"])
 @pytest.mark.parametrize("missing", ["typer", "torch"])
 def test_a_missing_package_is_named_with_the_remedy(name: str, missing: str) -> None:
     done = command(name, without=(missing,))
@@ -71,7 +71,7 @@ def test_a_missing_package_is_named_with_the_remedy(name: str, missing: str) -> 
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["bench", "demo"])
+@pytest.mark.parametrize("name", ["bench", "demo", "train", "sample"])
 def test_commands_show_their_help(name: str) -> None:
     done = command(name, "--help")
     assert done.returncode == 0, done.stderr

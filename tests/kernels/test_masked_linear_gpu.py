@@ -78,8 +78,8 @@ def test_every_candidate_gives_the_same_bits(kind: str, monkeypatch: pytest.Monk
     results = []
     for candidate in _tiles.configs(_launch.target_of(x.device), x.dtype, "ieee", 1024, 2048):
         monkeypatch.setattr(_tuning, "choose", lambda *_, taken=candidate: taken)
-        y, _ = kernels.forward(x, weight, bias, *plan.tensors(), "tanh", False, False)
-        every = kernels.backward(grad, x, weight, y, *plan.tensors(), "tanh", (True, True, True), False)
+        y, _ = kernels.forward(x, weight, bias, *plan, "tanh", False, False)
+        every = kernels.backward(grad, x, weight, y, *plan, "tanh", (True, True, True), False)
         results.append([y, *every])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

@@ -90,26 +90,6 @@ def test_bits_per_dim_of_fair_coins_is_one() -> None:
         model.nll_bits_per_dim(torch.zeros(1, 6), levels=4)
 
 
-def test_a_chain_is_learned_to_its_entropy() -> None:
-    # x_0 is a fair coin, x_i repeats x_{i-1} with probability 0.9: D - 1 flips of known entropy.
-    D, keep = 8, 0.9
-    flips = (torch.rand(20000, D) > keep).long()
-    flips[:, 0] = torch.randint(0, 2, (20000,))
-    x = flips.cumsum(1) % 2
-    entropy = torch.log(torch.tensor(2.0)) - (D - 1) * (
-        keep * torch.log(torch.tensor(keep)) + (1 - keep) * torch.log(torch.tensor(1 - keep))
-    )
-    for model in (FVSBN(D), NADE(D, 16)):
-        optimizer = torch.optim.Adam(model.parameters(), 0.03)
-        for step in range(250):
-            optimizer.zero_grad()
-            loss = -model.log_prob(x[(step * 500) % 20000 :][:500]).mean()
-            loss.backward()
-            optimizer.step()
-        found = -model.log_prob(x).mean().item()
-        assert found < 1.01 * entropy.item() + 0.01, type(model).__name__
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [

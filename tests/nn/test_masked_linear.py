@@ -58,7 +58,7 @@ def test_strict_degrees() -> None:
 
 def test_no_mask_is_stored_for_degrees() -> None:
     layer = layer_of("degrees")
-    assert all(t.numel() < 24 for t in layer.plan.tensors() if t is not None)
+    assert all(t.numel() < 24 for t in layer.plan if t is not None)
     assert layer.mask is None
 
 

@@ -248,11 +248,11 @@ def test_opcheck(kind: str, activation: str) -> None:
     keep = activation in activations.NEEDS_PREACTIVATION
     for learn in (False, True):
         arguments = [t.clone().requires_grad_(learn) for t in (x, weight, bias)]
-        torch.library.opcheck(torch.ops.fastar.masked_linear.default, (*arguments, *plan.tensors(), activation, keep))
+        torch.library.opcheck(torch.ops.fastar.masked_linear.default, (*arguments, *plan, activation, keep))
     saved = None if activation == "none" else torch.randn(4, 9)
     torch.library.opcheck(
         torch.ops.fastar.masked_linear_backward.default,
-        (torch.randn(4, 9), x, weight, saved, *plan.tensors(), activation, True, True, False),
+        (torch.randn(4, 9), x, weight, saved, *plan, activation, True, True, False),
     )
 
 

@@ -91,3 +91,38 @@ def test_a_sum_of_embeddings_is_one_gather() -> None:
     program = b.build()
     assert [one.op for one in fuse(program).code] == ["loop", "gather", "gather", "draw", "end"]
     assert torch.equal(_params(fuse(program), None), _params(program, None))
+
+
+def test_what_nobody_reads_goes_with_its_weights() -> None:
+    b = Builder("unread", Value("int", 1, 2), 2)
+    for name in "ewvu":
+        b.weight(name, torch.randn(2, 2))
+    x, y, z, s = (b.scratch(name, 2).at() for name in "xyzs")
+    with b.loop("t", 2) as t:
+        b.add(
+            Gather(x, "e", t - 1, first=0),
+            Linear(y, x, "w"),
+            # Read by what is not read itself.
+            Linear(z, x, "v"),
+            Linear(s, z, "u"),
+            Draw(Head("categorical", 2), t, y),
+        )
+    program = b.build()
+    assert [one.op for one in fuse(program).code] == ["loop", "gather", "linear", "draw", "end"]
+    assert set(fuse(program).weights) == {"e", "w"}
+    assert torch.equal(_params(fuse(program), None), _params(program, None))
+
+
+def test_a_copy_goes_where_it_is_wanted() -> None:
+    b = Builder("copied", Value("int", 1, 2), 2)
+    b.weight("e", torch.randn(2, 2))
+    x, kept = b.scratch("x", 2).at(), b.state("kept", 2, 2, ring=True)
+    with b.loop("t", 2) as t:
+        b.add(
+            Gather(x, "e", t - 1, first=0),
+            Elementwise(kept.at(t), "none", x),
+            Draw(Head("categorical", 2), t, kept.at(t)),
+        )
+    program = b.build()
+    assert [one.op for one in fuse(program).code] == ["loop", "gather", "draw", "end"]
+    assert torch.equal(_params(fuse(program), None), _params(program, None))

@@ -8,9 +8,10 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
-from fastar.nn import MaskedLinear
-from fastar.sampling import Head, LoweringError, dimensions, lower, register, sequence
+from fastar.nn import CausalConv1d, CausalSelfAttention, MaskedLinear, WaveNetBlock
+from fastar.sampling import Head, LoweringError, dimensions, register, sequence, trace
 from fastar.sampling.cost import cost
 from fastar.sampling.instructions import SpanLinear
 from fastar.sampling.lower import Signal, Step
@@ -117,7 +118,171 @@ def test_a_users_layer_registers_its_own_lowering() -> None:
     try:
         _agrees(module, sequence(module, Head("categorical", 3), first=3), first=3)
     finally:
-        del lower._LAYERS[Doubled]
+        del trace._LAYERS["sequence"][Doubled]
+
+
+class Dilated(nn.Module):
+    """Causal convolutions of every kind, with a residual sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 6)
+        self.first = CausalConv1d(6, 6, 3, dilation=2, activation="concat_elu")
+        self.grouped = CausalConv1d(12, 6, 2, groups=3, bias=False, activation="tanh")
+        self.depthwise = CausalConv1d(6, 6, 4, 2, groups=6, activation="silu")
+        self.last = CausalConv1d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x).transpose(1, 2)
+        y = y + self.grouped(self.first(y))
+        return self.last(y + self.depthwise(y)).transpose(1, 2)
+
+
+def test_causal_convolutions() -> None:
+    torch.manual_seed(11)
+    module = Dilated()
+    program = sequence(module, Head("categorical", 4), first=4)
+    _agrees(module, program, first=4, length=9)
+    # Three groups one by one, and the six channels of the depthwise one tap by tap.
+    assert [one.op for one in program.code].count("tapped_linear") == 1 + 3 + 1
+
+
+class Blocks(nn.Module):
+    """WaveNet's blocks put together by a user, one of them with weight norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(5, 4)
+        scales = {"residual_scale": 0.5**0.5, "skip_scale": 0.5}
+        self.blocks = nn.ModuleList(WaveNetBlock(4, 3, 6, 3, dilation, **scales) for dilation in (1, 2))
+        self.head = parametrizations.weight_norm(nn.Conv1d(6, 4, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, skip = self.embed(x).transpose(1, 2), None
+        for block in self.blocks:
+            y, skip = block(y, skip_sum=skip)
+        return self.head(torch.relu(skip)).transpose(1, 2)  # type: ignore[no-any-return, arg-type]
+
+
+def test_wavenet_blocks_of_ones_own() -> None:
+    torch.manual_seed(13)
+    module = Blocks().double()
+    program = sequence(module, Head("categorical", 4), first=4)
+    _agrees(module, program, first=4, length=9)
+    # A gather into the first ring; the last block's residual is not computed.
+    assert [one.op for one in program.code].count("linear") == 2 + 1 + 1
+    given = WaveNetBlock(4, 3, 6, global_cond=2)
+    with pytest.raises(LoweringError, match="global_cond: expected a tensor, as the block was made"):
+        sequence(nn.Sequential(nn.Embedding(4, 4), Transposed(), given), Head("categorical", 4), first=3)
+
+
+class Transposed(nn.Module):
+    """[B, T, C] to [B, C, T]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+class Attending(nn.Module):
+    """Two layers of attention, one of them with a window, with shared heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(5, 8), nn.Linear(8, 4)
+        self.far, self.near = CausalSelfAttention(8, 2, bias=False), CausalSelfAttention(8, 4, kv_heads=2, window=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x)
+        y = y + self.far(y)
+        return self.head(y + self.near(y))
+
+
+def test_attention_caches_keys_and_values() -> None:
+    torch.manual_seed(12)
+    module = Attending()
+    program = sequence(module, Head("categorical", 4), first=4, limit=9)
+    sizes = {one.name: one.shape for one in program.buffers if one.kind == "state"}
+    assert sizes == {"far.keys": (9, 8), "far.values": (9, 8), "near.keys": (3, 4), "near.values": (3, 4)}
+    _agrees(module, program, first=4, length=9)
+    with pytest.raises(LoweringError, match=r"^far: caches every position, and the sequence has no bound"):
+        sequence(module, Head("categorical", 4), first=4)
+    local = nn.Sequential(nn.Embedding(5, 8), CausalSelfAttention(8, 2, local=(1, 1, 4)), nn.Linear(8, 4))
+    with pytest.raises(LoweringError, match=r"^1: attention to a neighbourhood of pixels has no lowering"):
+        sequence(local, Head("categorical", 4), first=4, limit=9)
+
+
+class Recurrent(nn.Module):
+    """Two layers of cells, with learned first states where asked."""
+
+    def __init__(self, kind: type[nn.RNNBase], learned: bool, **options: object) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(5, 3), nn.Linear(6, 4)
+        self.cells = kind(3, 6, num_layers=2, batch_first=True, **options)  # type: ignore[arg-type]
+        self.h0 = nn.Parameter(torch.randn(2, 1, 6)) if learned else None
+        self.c0 = nn.Parameter(torch.randn(2, 1, 6)) if learned else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x)
+        if self.h0 is None or self.c0 is None:
+            return self.head(self.cells(y)[0])
+        h, c = (one.expand(-1, x.shape[0], -1).contiguous() for one in (self.h0, self.c0))
+        y, _ = self.cells(y, (h, c) if isinstance(self.cells, nn.LSTM) else h)
+        return self.head(y)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "options"), [(nn.RNN, {}), (nn.RNN, {"nonlinearity": "relu", "bias": False}), (nn.LSTM, {}), (nn.GRU, {})]
+)
+def test_recurrent_layers(kind: type[nn.RNNBase], options: dict[str, object], learned: bool) -> None:
+    torch.manual_seed(8)
+    module = Recurrent(kind, learned, **options)
+    _agrees(module, sequence(module, Head("categorical", 4), first=4), first=4)
+
+
+class Positioned(nn.Module):
+    """The ways to add something learned at every position."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+        self.embed, self.table, self.head = nn.Embedding(5, 3), nn.Embedding(8, 3), nn.Linear(3, 4)
+        self.rows, self.gain = nn.Parameter(torch.randn(1, 8, 3)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x)
+        if self.way == "embedding":
+            y = y + self.table(torch.arange(x.size(1), device=x.device))
+        elif self.way == "rows":
+            _, T = x.shape
+            y = y + self.rows[:, :T]
+        else:
+            y = y * self.gain
+        return self.head(y)
+
+
+@pytest.mark.parametrize("way", ["embedding", "rows", "gain"])
+def test_what_is_learned_of_positions(way: str) -> None:
+    torch.manual_seed(9)
+    module = Positioned(way)
+    _agrees(module, sequence(module, Head("categorical", 4), first=4, limit=8), first=4)
+    if way != "gain":
+        with pytest.raises(LoweringError, match=r"has 8 positions, and the sequence may have 9"):
+            sequence(module, Head("categorical", 4), first=4, limit=9)
+
+
+def test_a_first_position_that_is_given() -> None:
+    torch.manual_seed(10)
+    module = Positioned("embedding")
+    program = sequence(module, Head("categorical", 4), limit=9, given_first=True)
+    given = torch.full((4, 9, 1), -1)
+    given[:, 0] = 2
+    run = Reference(program, torch.float64).start(make(program, 4, seed=1, length=9, given=given), trace=True)
+    run.advance()
+    assert run.trace is not None
+    with torch.no_grad():
+        expected = module.double()(run.values[:, :-1, 0].long())
+    torch.testing.assert_close(torch.stack([one.params for one in run.trace], 1), expected, rtol=1e-12, atol=1e-12)
 
 
 class Reversed(nn.Module):
@@ -132,7 +297,7 @@ class Scaled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gain = nn.Parameter(torch.ones(3))
+        self.gain = nn.Parameter(torch.ones(2, 3, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gain
@@ -143,14 +308,15 @@ class Scaled(nn.Module):
     [
         (nn.Conv1d(3, 3, 2), r"^1: Conv1d of kernel size 2 is not causal"),
         (nn.Conv1d(3, 3, 1), r"^1: expected \[B, C, T\], got the other order"),
-        (nn.LSTM(3, 3), r"^1: no lowering is registered for torch.nn.modules.rnn.LSTM"),
+        (nn.LSTM(3, 3), r"^1: a recurrent layer needs batch_first"),
+        (nn.MultiheadAttention(3, 1), r"^1: no lowering is registered for .*MultiheadAttention"),
         (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), r"^1\.1: no lowering is registered for .*BatchNorm1d"),
         (nn.Embedding(3, 3), r"^1: an embedding takes the module's symbols"),
         (nn.LayerNorm((2, 3)), r"^1: LayerNorm over \[2, 3\] of 3 channels"),
         (nn.ELU(alpha=2.0), r"^1: ELU\(alpha=2.0\) is none of the activations"),
         (nn.Linear(3, 4), r"the module itself: it gives 4 numbers per position, and the head .* reads 3"),
         (Reversed(), r"^1: its forward calls flip"),
-        (Scaled(), r"^1: its forward uses gain outside a layer"),
+        (Scaled(), r"^1: its forward uses gain, \[2, 3, 3\], outside a layer"),
     ],
 )
 def test_refusals_name_the_module_and_the_reason(layer: nn.Module, message: str) -> None:

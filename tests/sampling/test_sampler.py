@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastar import native
 from fastar.sampling import Builder, Head, Program, Sampler, SampleResult, Value, sequence
+from fastar.sampling.cpu import Cpu
 from fastar.sampling.instructions import Draw, Linear
 from tests.sampling.consumers import nade, rnade, wavenet
-from tests.sampling.consumers_more import colours, pixelcnn
+from tests.sampling.consumers_more import colours, made, pixelcnn
 
 
 class Chain(nn.Module):
@@ -212,6 +215,28 @@ def test_conditions_reach_the_program_row_by_row() -> None:
         sampler.sample(seed=0)
     with pytest.raises(ValueError, match="cond: nade takes none"):
         Sampler(nade().program, 1).sample(seed=0, cond=cond)
+
+
+@pytest.mark.skipif(native.why_missing() is not None, reason=str(native.why_missing()))
+def test_explain_tells_a_steps_time_as_predicted_and_once_run_as_measured() -> None:
+    sampler = Sampler(nade(D=6, H=5).program, 3, threads=1)
+    assert "measured" not in sampler.explain()
+    predicted = re.search(r"time +predicted ([\d.e-]+) us for 3 rows$", sampler.explain())
+    assert predicted is not None
+    assert 0 < float(predicted[1]) < 1000
+    sampler.sample(2, seed=1)
+    measured = re.search(r"measured ([\d.e-]+) us for 2 rows over 6 steps$", sampler.explain())
+    assert measured is not None
+    assert 0 < float(measured[1]) < 1e5
+    reference = Sampler(nade(D=6, H=5).program, 3, backend="reference")
+    reference.sample(2, seed=1)
+    assert "time" not in reference.explain()
+
+
+@pytest.mark.skipif(native.why_missing() is not None, reason=str(native.why_missing()))
+def test_a_steps_predicted_time_does_not_grow_with_the_run() -> None:
+    short, long = (Cpu(made(D=D, H=90).program, threads=1).plan.predicted_ns for D in (20, 40))
+    assert 0.5 < short / long < 2
 
 
 def test_explain_states_memory_and_work() -> None:

@@ -1,6 +1,7 @@
 #include "cpu/executor/compile.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <functional>
 #include <numeric>
@@ -21,6 +22,18 @@ std::unique_ptr<S> make(void (*run)(const Step&, Frame&), const Instruction& i) 
     step->run = run;
     step->place = i.place;
     return step;
+}
+
+// What a product costs, as a part of a float32 one.
+double effort(Storage storage) {
+    switch (storage) {
+        case Storage::kTilesBfloat16:
+            return 0.5;
+        case Storage::kTilesInt8:
+            return 0.3;
+        default:
+            return 1.0;
+    }
 }
 
 std::size_t size(std::int64_t n) {
@@ -61,6 +74,19 @@ const float* WeightStore::floats(int number) {
     return held.as<const float>();
 }
 
+const float* WeightStore::padded(int number, std::int64_t width, std::int64_t to, float rest,
+                                 const std::function<float(float)>& change) {
+    const auto& shape = weight(number).shape;
+    const std::int64_t rows = std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()) / width;
+    AlignedBytes& held = changed_.emplace_back(sizeof(float) * static_cast<std::size_t>(rows * to));
+    for (std::int64_t row = 0; row < rows; ++row) {
+        float* out = held.as<float>() + row * to;
+        std::transform(weight(number).floats + row * width, weight(number).floats + (row + 1) * width, out, change);
+        std::fill(out + width, out + to, rest);
+    }
+    return held.as<const float>();
+}
+
 const std::int32_t* WeightStore::integers(int number) {
     if (number < 0) return nullptr;
     auto& held = tables_[number];
@@ -76,6 +102,7 @@ std::size_t WeightStore::bytes() const {
     std::size_t total = 0;
     for (const auto& [key, matrix] : matrices_) total += matrix->weights.size() + matrix->scales.size() * sizeof(float);
     for (const auto& [key, table] : tables_) total += table.size();
+    for (const auto& table : changed_) total += table.size();
     return total;
 }
 
@@ -157,7 +184,7 @@ std::unique_ptr<Step> Compiler::matrix(const Instruction& i) {
         spans ? 1.0 / static_cast<double>(std::max<std::int64_t>(1, program_.weights[size(i.spans)].shape[0] - 1))
               : 1.0;
     s->bytes = static_cast<double>(s->matrix->bank_bytes) * used * part;
-    s->work = static_cast<double>(outputs * inputs) * used * part;
+    s->work = static_cast<double>(outputs * inputs) * used * part * effort(s->matrix->storage);
     s->outputs = {s->out};
     s->sizes.segments = size(taps);
     s->sizes.staging = size(kRowBlock * (s->matrix->inputs * 2 + 16));
@@ -211,6 +238,34 @@ std::unique_ptr<Step> Compiler::fused(const Instruction& first, const Instructio
     s->bytes = 8.0 * s->lanes;
     s->work = s->lanes;
     s->outputs = {s->accumulate.out, s->out};
+    return s;
+}
+
+std::unique_ptr<Step> Compiler::odds(const OddsLoop& loop) {
+    const Instruction& accumulate = program_.code[loop.at];
+    const Instruction& readout = program_.code[loop.at + 1];
+    auto s = make<OddsStep>(run_odds, accumulate);
+    s->variable = loop.variable;
+    s->period = loop.period;
+    s->odds = whole(loop.odds);
+    s->powers = whole(loop.powers);
+    s->out = place(*readout.out);
+    s->width = s->odds.width;
+    s->readout_place = readout.place;
+    s->draw = draw(program_.code[loop.at + 2]);
+    s->bias = store_.floats(readout.bias);
+    s->first_factor = accumulate.index->constant;
+    s->first_weight = readout.index->constant;
+    const std::int64_t width = accumulate.out->width;
+    // Padded with ones and zeros, so that rows start at cache lines and no register is a part of one.
+    s->factors = store_.padded(accumulate.weight, width, s->width, 1.0f, [&](float w) {
+        return static_cast<float>(std::exp(-accumulate.scale * static_cast<double>(w)));
+    });
+    s->weights = store_.padded(readout.weight, width, s->width, 0.0f, [](float w) { return w; });
+    s->lanes = 0.3 * static_cast<double>(width) + 20.0;
+    s->bytes = 8.0 * static_cast<double>(width);
+    s->sizes = s->draw->sizes;
+    s->outputs = {s->out};
     return s;
 }
 
@@ -298,7 +353,7 @@ std::unique_ptr<Step> Compiler::cell(const Instruction& i) {
     return s;
 }
 
-std::unique_ptr<Step> Compiler::draw(const Instruction& i) {
+std::unique_ptr<DrawStep> Compiler::draw(const Instruction& i) {
     auto s = make<DrawStep>(run_draw, i);
     s->head = i.head;
     s->position = cpu::resolve(*i.position);

@@ -1,11 +1,13 @@
 // Instructions into steps.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <utility>
 #include <vector>
 
+#include "cpu/executor/odds.h"
 #include "cpu/executor/places.h"
 #include "cpu/executor/steps.h"
 
@@ -22,6 +24,9 @@ class WeightStore {
                                          bool by_rows);
     const float* floats(int weight);
     const std::int32_t* integers(int weight);
+    // Rows of `width` numbers, each changed, in rows of `to`. Not shared between uses.
+    const float* padded(int weight, std::int64_t width, std::int64_t to, float rest,
+                        const std::function<float(float)>& change);
     std::size_t bytes() const;
 
   private:
@@ -31,6 +36,7 @@ class WeightStore {
     Precision precision_;
     std::map<std::pair<int, bool>, std::shared_ptr<const Matrix>> matrices_;
     std::map<int, AlignedBytes> tables_;
+    std::vector<AlignedBytes> changed_;
 };
 
 class Compiler {
@@ -42,6 +48,9 @@ class Compiler {
 
     // The two instructions as one step, or null where they do not fit together.
     std::unique_ptr<Step> fused(const Instruction& first, const Instruction& second);
+
+    // The three instructions of a loop whose state is kept as odds.
+    std::unique_ptr<Step> odds(const OddsLoop& loop);
 
   private:
     Place place(const Ref& ref) const { return layout_.resolve(program_, ref); }
@@ -57,7 +66,7 @@ class Compiler {
     std::unique_ptr<Step> norm(const Instruction& i);
     std::unique_ptr<Step> attention(const Instruction& i);
     std::unique_ptr<Step> cell(const Instruction& i);
-    std::unique_ptr<Step> draw(const Instruction& i);
+    std::unique_ptr<DrawStep> draw(const Instruction& i);
     std::unique_ptr<Step> store(const Instruction& i);
     std::unique_ptr<Step> emit(const Instruction& i);
 

@@ -35,6 +35,10 @@ struct Request {
     double top_p;        // 0: none
     bool greedy;
     std::vector<const float*> inputs;
+    std::vector<std::int64_t> input_entries;  // of each input's first coordinate
+
+    // Whether nothing but chance and the model decides about the values.
+    bool free() const { return !given && !levels && top_k == 0 && top_p == 0.0 && stop < 0; }
 };
 
 struct Space {
@@ -82,6 +86,7 @@ struct Frame {
     std::int64_t row_end;
     std::int64_t unit_begin;
     std::int64_t unit_end;
+    std::int64_t positions;  // to complete, for a step that runs its loop itself
 
     // Keeps the first failure of a thread.
     void fail(FailureKind kind, std::int64_t row, int place) const {

@@ -19,6 +19,13 @@ constexpr std::int64_t kTileOutputs = 64;
 // Inputs are padded to this in every storage, so that bfloat16 pairs and int8 fours are whole.
 constexpr std::int64_t kInputBlock = 16;
 
+// Odds are padded to whole blocks. They stay within these powers of two where they are balanced, and move by at most
+// kOddsMove until they are balanced again. Odds beyond are so far from 1 that their sigmoid does not change below
+// 2^-(kOddsPower - kOddsMove).
+constexpr std::int64_t kOddsBlock = 64;
+constexpr std::int32_t kOddsPower = 77;
+constexpr std::int32_t kOddsMove = 47;
+
 // A stretch of inputs: `count` numbers from x, met by the weights' columns from `first` on.
 struct Segment {
     const float* x;
@@ -101,6 +108,14 @@ struct ExecutorKernels {
     void (*accumulate)(float* a, float x, const float* table, std::int64_t n);
     // a += x table (table null: a as it is), then f(a) . weights
     float (*accumulate_dot)(float* a, float x, const float* table, Function f, const float* weights, std::int64_t n);
+    // odds *= factors where `applies`, then the sum of weights / (1 + odds); n a multiple of kOddsBlock.
+    float (*odds_dot)(float* odds, bool applies, const float* factors, const float* weights, std::int64_t n);
+    // Of odds 2^powers, moves what is beyond 2^+-kOddsPower from odds to powers.
+    void (*balance_odds)(float* odds, float* powers, std::int64_t n);
+    // log(u / (1 - u)) of the discrete draws 0 at n positions of a row.
+    void (*coin_bars)(std::uint64_t seed, std::uint64_t row, std::uint32_t position, double* out, std::int64_t n);
+    // The log-probabilities of bits under their logits.
+    void (*coin_log_probs)(const float* logits, const float* values, float* out, std::int64_t n);
     // The largest of n; not-a-number where any of them is.
     float (*largest)(const float* a, std::int64_t n);
     // out[k] = exp(z[k] - shift); sums[i] = the sum of out[16 i .. 16 i + 16) in float64.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 
 #include "common/memory.h"
 
@@ -63,11 +64,15 @@ void quantise(const float* from, std::int64_t outputs, std::int64_t inputs, cons
 
 }  // namespace
 
-AlignedBytes::AlignedBytes(std::size_t bytes)
-    : data_(static_cast<std::byte*>(::operator new(std::max<std::size_t>(bytes, 64), std::align_val_t{64}))),
-      size_(bytes) {
-    prefer_huge_pages(data_.get(), bytes);
-    std::memset(data_.get(), 0, std::max<std::size_t>(bytes, 64));
+AlignedBytes::AlignedBytes(std::size_t bytes, Pages pages) : size_(bytes) {
+    constexpr std::size_t kLine = 64;
+    // calloc knows that fresh pages are zero, and leaves them untouched.
+    held_.reset(std::calloc(std::max(bytes, kLine) + kLine, 1));
+    if (!held_) throw std::bad_alloc();
+    void* start = held_.get();
+    std::size_t space = bytes + kLine;
+    data_ = static_cast<std::byte*>(std::align(kLine, bytes, start, space));
+    if (pages == Pages::kLarge) prefer_huge_pages(data_, bytes);
 }
 
 bool prefers_rows(std::int64_t outputs) {

@@ -3,8 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
-#include <new>
 #include <vector>
 
 #include "cpu/executor/program.h"
@@ -13,25 +13,30 @@ namespace fastar::cpu {
 
 enum class Precision { kFloat32, kBfloat16, kInt8 };
 
+// Whether the system is asked for large pages. It clears a page when it is first touched: what is only touched here and
+// there, as a cache whose run ends early, is better off with small ones.
+enum class Pages { kLarge, kSmall };
+
 // Zeroed memory at cache-line boundaries.
 class AlignedBytes {
   public:
     AlignedBytes() = default;
-    explicit AlignedBytes(std::size_t bytes);
+    explicit AlignedBytes(std::size_t bytes, Pages pages = Pages::kLarge);
 
-    std::byte* data() const { return data_.get(); }
+    std::byte* data() const { return data_; }
     std::size_t size() const { return size_; }
 
     template <typename T>
     T* as() const {
-        return reinterpret_cast<T*>(data_.get());
+        return reinterpret_cast<T*>(data_);
     }
 
   private:
     struct Free {
-        void operator()(std::byte* p) const { ::operator delete(p, std::align_val_t{64}); }
+        void operator()(void* p) const { std::free(p); }
     };
-    std::unique_ptr<std::byte, Free> data_;
+    std::unique_ptr<void, Free> held_;
+    std::byte* data_ = nullptr;
     std::size_t size_ = 0;
 };
 

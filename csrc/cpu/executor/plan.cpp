@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <utility>
 
@@ -41,6 +42,8 @@ void WorkspaceSizes::cover(const WorkspaceSizes& other) {
 Plan::Plan(Program given, const PlanOptions& wanted)
     : program(wanted.threads > 1 ? loosen(std::move(given), wanted.precision) : std::move(given)),
       options(wanted),
+      given_buffers(program.buffers.size()),
+      odds(keep_odds(program)),
       layout(program),
       store(program, options.precision) {
     Compiler compiler(program, layout, store);
@@ -51,6 +54,16 @@ Plan::Plan(Program given, const PlanOptions& wanted)
         const std::int64_t size =
             std::accumulate(one.shape.begin(), one.shape.end(), std::int64_t{1}, std::multiplies<>());
         initial.back().assign(from, from + size);
+    }
+    for (const OddsLoop& loop : odds) {
+        const auto at = [&](int buffer) -> std::vector<float>& { return initial[static_cast<std::size_t>(buffer)]; };
+        const auto& state = program.buffers[static_cast<std::size_t>(loop.state)];
+        std::vector<float> begin = at(loop.state);
+        begin.resize(static_cast<std::size_t>(state.shape[0]));
+        const std::int64_t padded = program.buffers[static_cast<std::size_t>(loop.odds)].shape[0];
+        at(loop.odds).resize(static_cast<std::size_t>(padded));
+        at(loop.powers).resize(static_cast<std::size_t>(padded));
+        odds_of(begin.data(), state.shape[0], at(loop.odds).data(), at(loop.powers).data(), padded);
     }
     build(compiler);
     for (const Block& block : blocks) {
@@ -63,13 +76,11 @@ Plan::Plan(Program given, const PlanOptions& wanted)
     }
     // A thread without rows would only wait.
     const auto for_rows = static_cast<int>(std::clamp<std::int64_t>(options.rows, 1, options.threads));
-    predicted_ns = share_rows(for_rows);
+    share_rows(for_rows);
     if (options.threads > 1) {
-        const double apart = predicted_ns;
-        predicted_ns = share_steps(options.threads);
-        if (options.sharing == Sharing::kRows || (!options.sharing && apart <= predicted_ns)) {
-            predicted_ns = share_rows(for_rows);
-        }
+        const double apart = predicted_ns();
+        share_steps(options.threads);
+        if (options.sharing == Sharing::kRows || (!options.sharing && apart <= predicted_ns())) share_rows(for_rows);
     }
     teams = std::make_unique<TeamPool>(threads);
 }
@@ -98,6 +109,15 @@ void Plan::build(Compiler& compiler) {
             blocks.emplace_back();
         }
         Block& block = blocks.back();
+        if (const auto loop = std::find_if(odds.begin(), odds.end(), [&](const auto& o) { return o.at == at; });
+            loop != odds.end()) {
+            block.accesses.emplace_back();
+            block.steps.push_back(compiler.odds(*loop));
+            block.completes = true;
+            block.loop = loop->variable;
+            at += 2;
+            continue;
+        }
         block.accesses.push_back(cpu::accesses(i));
         std::unique_ptr<Step> both = at + 1 < code.size() ? compiler.fused(i, code[at + 1]) : nullptr;
         if (both) {
@@ -112,31 +132,66 @@ void Plan::build(Compiler& compiler) {
     }
 }
 
-double Plan::share_rows(int count) {
+std::int64_t Plan::own_floats() const {
+    std::int64_t count = 0;
+    for (const OddsLoop& loop : odds) count += 2 * layout.buffers[static_cast<std::size_t>(loop.odds)].size;
+    return count;
+}
+
+double Plan::predicted_ns() const {
+    // How often a block runs: the product of the loops around it, an open loop counting as a long one, and a condition
+    // on a loop's own variable as its share.
+    constexpr double kOpen = 1000.0;
+    std::map<int, double> counts;
+    std::vector<double> times{1.0};
+    double ns = 0.0;
+    double positions = 0.0;
+    for (const Entry& e : entries) {
+        if (e.control == Control::kLoop) {
+            counts[e.variable] = e.count < 0 ? kOpen : static_cast<double>(e.count);
+            times.push_back(times.back() * counts[e.variable]);
+        } else if (e.control == Control::kWhen) {
+            double share = 1.0;
+            if (e.index.terms == 1 && e.index.coefficient[0] == 1 && e.index.divisor == 1) {
+                const double n = counts[e.index.variable[0]];
+                const double first = static_cast<double>(e.start - e.index.constant);
+                const double end = std::min(n, static_cast<double>(e.stop) - static_cast<double>(e.index.constant));
+                share = std::max(0.0, std::ceil((end - std::max(first, 0.0)) / static_cast<double>(e.step))) / n;
+            }
+            times.push_back(times.back() * share);
+        } else if (e.control == Control::kEnd) {
+            times.pop_back();
+        } else {
+            ns += times.back() * blocks[e.block].predicted_ns;
+            positions += blocks[e.block].completes ? times.back() : 0.0;
+        }
+    }
+    return positions > 0.0 ? ns / positions : ns;
+}
+
+void Plan::share_rows(int count) {
     sharing = Sharing::kRows;
     threads = count;
     const CostModel model(static_cast<double>(store.bytes()) * count, count);
     const double rows = std::ceil(static_cast<double>(options.rows) / count);
-    double ns = 0.0;
     for (Block& block : blocks) {
+        block.predicted_ns = 0.0;
         block.waits.clear();
         block.tasks.assign(static_cast<std::size_t>(count), {});
         block.signals.assign(static_cast<std::size_t>(count), 0);
         for (const auto& step : block.steps) {
-            ns += model.step(*step, 1.0, rows);
+            block.predicted_ns += model.step(*step, 1.0, rows);
             for (int t = 0; t < count; ++t) {
                 block.tasks[static_cast<std::size_t>(t)].push_back({step.get(), 0, step->units, t, count, 0, 0, false});
             }
         }
     }
-    return ns;
 }
 
-double Plan::share_steps(int count) {
+void Plan::share_steps(int count) {
     sharing = Sharing::kSteps;
     threads = count;
     const CostModel model(static_cast<double>(store.bytes()), count);
-    double ns = 0.0;
     for (Block& block : blocks) {
         std::vector<std::vector<std::size_t>> before(block.steps.size());
         for (std::size_t i = 0; i < block.steps.size(); ++i) {
@@ -144,9 +199,8 @@ double Plan::share_steps(int count) {
                 if (depends(program, block.accesses[j], block.accesses[i])) before[i].push_back(j);
             }
         }
-        ns += schedule(block, before, count, std::max<std::int64_t>(1, options.rows), model);
+        block.predicted_ns = schedule(block, before, count, std::max<std::int64_t>(1, options.rows), model);
     }
-    return ns;
 }
 
 }  // namespace fastar::cpu

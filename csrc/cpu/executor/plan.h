@@ -11,6 +11,7 @@
 #include "cpu/executor/access.h"
 #include "cpu/executor/compile.h"
 #include "cpu/executor/matrices.h"
+#include "cpu/executor/odds.h"
 #include "cpu/executor/places.h"
 #include "cpu/executor/program.h"
 #include "cpu/executor/team.h"
@@ -54,6 +55,8 @@ struct Block {
     std::vector<Wait> waits;
     std::vector<std::uint64_t> signals;  // of each thread
     bool completes = false;              // a position
+    int loop = -1;                       // the variable of the loop that its one step can run by itself
+    double predicted_ns = 0.0;           // per pass, for the rows of the plan's options
 };
 
 enum class Control { kLoop, kWhen, kEnd, kBlock };
@@ -77,21 +80,26 @@ struct Plan {
 
     Program program;  // without its weights' contents
     PlanOptions options;
+    std::size_t given_buffers;  // the program's own; the plan's follow
+    std::vector<OddsLoop> odds;
     Layout layout;
     WeightStore store;
     std::vector<Block> blocks;
     std::vector<Entry> entries;
     std::vector<std::vector<float>> initial;  // per buffer: the state at the start of a run, empty for zeros
     WorkspaceSizes sizes;
+    // Nanoseconds that the cost model expects from one position to the next, as a mean over a run.
+    double predicted_ns() const;
+    // States that are kept in another form than the program's, as numbers of one row.
+    std::int64_t own_floats() const;
     Sharing sharing = Sharing::kRows;
     int threads = 1;  // in use
     std::unique_ptr<TeamPool> teams;
-    double predicted_ns = 0.0;  // per pass over all blocks, for options.rows
 
   private:
     void build(Compiler& compiler);
-    double share_rows(int threads);
-    double share_steps(int threads);
+    void share_rows(int threads);
+    void share_steps(int threads);
 };
 
 }  // namespace fastar::cpu

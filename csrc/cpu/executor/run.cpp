@@ -27,6 +27,13 @@ class FlushToZero {
 #endif
 };
 
+const OddsLoop* kept_as_odds(const Plan& plan, std::size_t buffer) {
+    for (const OddsLoop& loop : plan.odds) {
+        if (static_cast<std::size_t>(loop.state) == buffer) return &loop;
+    }
+    return nullptr;
+}
+
 std::size_t workspace_size(std::size_t n) {
     return n + 16;
 }
@@ -36,7 +43,7 @@ std::size_t workspace_size(std::size_t n) {
 Run::Run(std::shared_ptr<const Plan> plan, Request request)
     : plan_(std::move(plan)),
       request_(std::move(request)),
-      arena_(sizeof(float) * static_cast<std::size_t>(request_.rows * plan_->layout.row_stride)),
+      arena_(sizeof(float) * static_cast<std::size_t>(request_.rows * plan_->layout.row_stride), Pages::kSmall),
       threads_(static_cast<std::size_t>(plan_->threads)),
       progress_(static_cast<std::size_t>(plan_->threads)) {
     spaces_.push_back({arena_.as<float>(), plan_->layout.row_stride});
@@ -45,8 +52,8 @@ Run::Run(std::shared_ptr<const Plan> plan, Request request)
         const Buffer& buffer = plan_->program.buffers[b];
         const auto& where = plan_->layout.buffers[b];
         if (buffer.kind == BufferKind::kInput) {
-            // An input along an open loop has as many entries as the run is long.
-            std::int64_t size = buffer.shape[0] == 0 ? request_.length : buffer.shape[0];
+            // An input along an open loop has as many entries as the caller brings.
+            std::int64_t size = request_.input_entries[input];
             for (std::size_t d = 1; d < buffer.shape.size(); ++d) size *= buffer.shape[d];
             spaces_.push_back({const_cast<float*>(request_.inputs[input++]), size});
         } else if (!plan_->initial[b].empty()) {
@@ -142,13 +149,20 @@ void Run::carry(int number, std::int64_t target) {
             }
             case Control::kBlock: {
                 const Block& block = plan_->blocks[entry.block];
-                run_block(number, thread, block);
+                std::int64_t positions = 1;
+                if (block.loop >= 0 && request_.free()) {
+                    const std::int64_t count = entries[at.entry - 1].count;
+                    const std::int64_t left = (count < 0 ? request_.length : count) - variables[block.loop];
+                    positions = std::min(left, target - at.done);
+                }
+                run_block(number, thread, block, positions);
                 // Threads that meet at the block's end all see the flag; those that never meet stop on their own.
                 if (plan_->sharing == Sharing::kSteps ? failed_.load(std::memory_order_acquire)
                                                       : thread.failure.kind != FailureKind::kNone) {
                     return;
                 }
-                at.done += block.completes;
+                at.done += block.completes ? positions : 0;
+                if (block.loop >= 0) variables[block.loop] += positions - 1;
                 break;
             }
         }
@@ -156,7 +170,7 @@ void Run::carry(int number, std::int64_t target) {
     }
 }
 
-void Run::run_block(int number, Thread& thread, const Block& block) {
+void Run::run_block(int number, Thread& thread, const Block& block, std::int64_t positions) {
     Frame frame{.request = request_,
                 .spaces = spaces_.data(),
                 .variables = thread.cursor.variables.data(),
@@ -166,7 +180,8 @@ void Run::run_block(int number, Thread& thread, const Block& block) {
                 .row_begin = 0,
                 .row_end = 0,
                 .unit_begin = 0,
-                .unit_end = 0};
+                .unit_end = 0,
+                .positions = positions};
     const auto await = [&](int other, std::uint64_t count) {
         const std::uint64_t wanted = thread.base[static_cast<std::size_t>(other)] + count;
         Spin spin;
@@ -232,6 +247,12 @@ void Run::stand(int place, std::vector<std::int64_t> variables, std::int64_t don
 
 void Run::read(std::size_t buffer, float* to) const {
     const auto& where = plan_->layout.buffers[buffer];
+    if (const OddsLoop* loop = kept_as_odds(*plan_, buffer)) {
+        for (std::int64_t row = 0; row < request_.rows; ++row, to += where.size) {
+            state_of(at(loop->odds, row), at(loop->powers, row), to, where.size);
+        }
+        return;
+    }
     for (std::int64_t row = 0; row < request_.rows; ++row) {
         const float* from = spaces_[0].data + row * spaces_[0].row_stride + where.base;
         to = std::copy_n(from, where.size, to);
@@ -240,10 +261,43 @@ void Run::read(std::size_t buffer, float* to) const {
 
 void Run::write(std::size_t buffer, const float* from) {
     const auto& where = plan_->layout.buffers[buffer];
+    if (const OddsLoop* loop = kept_as_odds(*plan_, buffer)) {
+        const std::int64_t padded = plan_->layout.buffers[static_cast<std::size_t>(loop->odds)].size;
+        for (std::int64_t row = 0; row < request_.rows; ++row, from += where.size) {
+            odds_of(from, where.size, at(loop->odds, row), at(loop->powers, row), padded);
+        }
+        return;
+    }
     for (std::int64_t row = 0; row < request_.rows; ++row) {
         std::copy_n(from, where.size, spaces_[0].data + row * spaces_[0].row_stride + where.base);
         from += where.size;
     }
+}
+
+void Run::read_own(float* to) const {
+    for (std::int64_t row = 0; row < request_.rows; ++row) {
+        for (const OddsLoop& loop : plan_->odds) {
+            const std::int64_t size = plan_->layout.buffers[static_cast<std::size_t>(loop.odds)].size;
+            for (const int buffer : {loop.odds, loop.powers}) to = std::copy_n(at(buffer, row), size, to);
+        }
+    }
+}
+
+void Run::write_own(const float* from) {
+    for (std::int64_t row = 0; row < request_.rows; ++row) {
+        for (const OddsLoop& loop : plan_->odds) {
+            const std::int64_t size = plan_->layout.buffers[static_cast<std::size_t>(loop.odds)].size;
+            for (const int buffer : {loop.odds, loop.powers}) {
+                std::copy_n(from, size, at(buffer, row));
+                from += size;
+            }
+        }
+    }
+}
+
+float* Run::at(int buffer, std::int64_t row) const {
+    const auto& where = plan_->layout.buffers[static_cast<std::size_t>(buffer)];
+    return spaces_[0].data + row * spaces_[0].row_stride + where.base;
 }
 
 }  // namespace fastar::cpu

@@ -35,6 +35,11 @@ class Run {
     void read(std::size_t buffer, float* to) const;
     void write(std::size_t buffer, const float* from);
 
+    // What the plan keeps in a form of its own, [rows, plan.own_floats()], exactly as it is: `read` and `write` of
+    // those states go through the program's form and round.
+    void read_own(float* to) const;
+    void write_own(const float* from);
+
     const Request& request() const { return request_; }
 
   private:
@@ -55,7 +60,8 @@ class Run {
     };
 
     void carry(int thread, std::int64_t target);
-    void run_block(int number, Thread& thread, const Block& block);
+    void run_block(int number, Thread& thread, const Block& block, std::int64_t positions);
+    float* at(int buffer, std::int64_t row) const;
     void find_culprit(const Thread& thread);
 
     std::shared_ptr<const Plan> plan_;

@@ -11,7 +11,7 @@ namespace fastar::cpu {
 // What the machine is taken to do; the figures decide between schedules only, never what is computed.
 struct CostModel {
     double ns_per_byte;  // of weights, for one thread, from where all of them together fit
-    double ns_per_product = 0.02;
+    double ns_per_product = 0.012;
     double ns_per_function = 0.12;  // of one element
     double ns_per_step = 15.0;
     double ns_to_hear = 120.0;  // until a thread sees what another has written

@@ -18,7 +18,7 @@ struct Step {
     std::int64_t units = 1;  // into how many parts its channels can be split among threads
     bool splits_rows = true;
     double bytes = 0.0;  // of weights, read once for all rows of a thread
-    double work = 0.0;   // multiply-adds per row
+    double work = 0.0;   // multiply-adds per row, in those of float32
     double lanes = 0.0;  // element functions per row
     std::vector<Place> outputs;
     WorkspaceSizes sizes;  // per thread

@@ -28,6 +28,9 @@ inline __mmask16 first_lanes(std::int64_t n) {
     return static_cast<__mmask16>(n >= kLanes ? 0xffff : (1 << n) - 1);
 }
 
+inline Mask all_lanes(bool yes) {
+    return {static_cast<__mmask16>(-static_cast<int>(yes))};
+}
 inline Lanes splat(float x) {
     return {_mm512_set1_ps(x)};
 }
@@ -121,6 +124,10 @@ struct Mask {
     __m256 lo, hi;
 };
 
+inline Mask all_lanes(bool yes) {
+    const __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(-static_cast<int>(yes)));
+    return {m, m};
+}
 inline Lanes splat(float x) {
     return {_mm256_set1_ps(x), _mm256_set1_ps(x)};
 }
@@ -229,6 +236,11 @@ inline Lanes each(F f) {
     return r;
 }
 
+inline Mask all_lanes(bool yes) {
+    Mask m;
+    for (bool& one : m.v) one = yes;
+    return m;
+}
 inline Lanes splat(float x) {
     return each([x](int) { return x; });
 }

@@ -36,9 +36,23 @@ inline float half_of_word(std::uint32_t word, bool upper) {
     return x;
 }
 
+// One input at a time, as it is.
+struct Float32Format {
+    using Sum = Lanes;
+    using Weight = float;
+    using Input = float;
+    using Spread = Lanes;
+
+    static Lanes load(const float* w) { return FASTAR_ISA::load(w); }
+    static Lanes spread(float x) { return splat(x); }
+    static Lanes step(Lanes w, Lanes x, Lanes sum) { return fma(w, x, sum); }
+};
+
 struct Bfloat16Format {
     static constexpr std::int64_t kPerWord = 2;
     using Sum = Lanes;
+    using Weight = std::uint32_t;
+    using Input = std::uint32_t;
 
     static void round(const float* x, std::uint16_t* out, std::int64_t count) {
         std::int64_t k = 0;
@@ -82,21 +96,33 @@ struct Bfloat16Format {
 #if defined(__AVX512F__)
     static __m512i load(const std::uint32_t* w) { return _mm512_loadu_si512(w); }
 
-    static Lanes step(__m512i w, std::uint32_t x, Lanes sum) {
 #if defined(__AVX512BF16__)
-        const __m512i xs = _mm512_set1_epi32(static_cast<int>(x));
-        return {_mm512_dpbf16_ps(sum.v, reinterpret_cast<const __m512bh&>(w), reinterpret_cast<const __m512bh&>(xs))};
+    using Spread = __m512i;
+
+    static __m512i spread(std::uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+
+    static Lanes step(__m512i w, __m512i x, Lanes sum) {
+        return {_mm512_dpbf16_ps(sum.v, __builtin_bit_cast(__m512bh, w), __builtin_bit_cast(__m512bh, x))};
+    }
 #else
+    using Spread = std::uint32_t;
+
+    static std::uint32_t spread(std::uint32_t x) { return x; }
+
+    static Lanes step(__m512i w, std::uint32_t x, Lanes sum) {
         const __m512i upper = _mm512_and_si512(w, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
         const __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
         sum.v = _mm512_fmadd_ps(first, _mm512_set1_ps(half_of_word(x, false)), sum.v);
         return {_mm512_fmadd_ps(_mm512_castsi512_ps(upper), _mm512_set1_ps(half_of_word(x, true)), sum.v)};
-#endif
     }
+#endif
 #else
+    using Spread = std::uint32_t;
     struct Pair {
         Lanes first, second;
     };
+
+    static std::uint32_t spread(std::uint32_t x) { return x; }
 
     static Pair load(const std::uint32_t* w) {
         float first[kLanes];
@@ -117,6 +143,8 @@ struct Bfloat16Format {
 
 struct Int8Format {
     static constexpr std::int64_t kPerWord = 4;
+    using Weight = std::uint32_t;
+    using Input = std::uint32_t;
     // What makes a signed input unsigned, as the instruction asks; the packed weights bring 128 times their sum along.
     static constexpr int kShift = 128;
     struct Sum {
@@ -174,29 +202,31 @@ struct Int8Format {
     static Lanes total(const MatrixArguments& a, const float* x_scales, std::int64_t row, std::int64_t output,
                        Sum sum) {
         const std::int64_t count = std::min(kLanes, a.outputs - output);
-        float exact[kLanes] = {};
+        const Lanes shifts = load_first(a.scales + a.outputs + output, count);
+        float exact[kLanes];
         std::int32_t raw[kLanes];
+        std::int32_t shift[kLanes];
         std::memcpy(raw, &sum, sizeof raw);
-        for (std::int64_t i = 0; i < count; ++i) {
-            std::int32_t shift;
-            std::memcpy(&shift, a.scales + a.outputs + output + i, sizeof shift);
-            exact[i] = static_cast<float>(raw[i] - shift);
-        }
+        std::memcpy(shift, &shifts, sizeof shift);
+        for (int i = 0; i < kLanes; ++i) exact[i] = static_cast<float>(raw[i] - shift[i]);
         const Lanes scale = load_first(a.scales + output, count) * splat(x_scales[row]);
         const Lanes start = a.start ? load_first(a.start + row * a.start_stride + output, count) : splat(0.0f);
         return fma(FASTAR_ISA::load(exact), scale, start);
     }
 
 #if defined(__AVX512VNNI__)
-    static __m512i load(const std::uint32_t* w) { return _mm512_loadu_si512(w); }
+    using Spread = __m512i;
 
-    static Sum step(__m512i w, std::uint32_t x, Sum sum) {
-        return {_mm512_dpbusd_epi32(sum.v, _mm512_set1_epi32(static_cast<int>(x)), w)};
-    }
+    static __m512i load(const std::uint32_t* w) { return _mm512_loadu_si512(w); }
+    static __m512i spread(std::uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+    static Sum step(__m512i w, __m512i x, Sum sum) { return {_mm512_dpbusd_epi32(sum.v, x, w)}; }
 #else
+    using Spread = std::uint32_t;
     struct Words {
         std::uint32_t v[kLanes];
     };
+
+    static std::uint32_t spread(std::uint32_t x) { return x; }
 
     static Words load(const std::uint32_t* w) {
         Words words;

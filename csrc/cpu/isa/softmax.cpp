@@ -44,28 +44,45 @@ void exponentials(const float* z, float shift, float* out, double* sums, std::in
 
 namespace {
 
-float dot(const float* a, const float* b, std::int64_t n) {
-    Lanes total = splat(0.0f);
+// N keys at a time: the sums across lanes of several overlap.
+template <int N>
+void dots(const float* query, const float* keys, std::int64_t stride, std::int64_t n, float scale, float* out) {
+    Lanes total[N];
+    for (Lanes& one : total) one = splat(0.0f);
     for (std::int64_t i = 0; i < n; i += kLanes) {
         const std::int64_t count = n - i < kLanes ? n - i : kLanes;
-        total = fma(load_first(a + i, count), load_first(b + i, count), total);
+        const Lanes q = load_first(query + i, count);
+#pragma GCC unroll 4
+        for (int k = 0; k < N; ++k) total[k] = fma(q, load_first(keys + k * stride + i, count), total[k]);
     }
-    return sum(total);
+#pragma GCC unroll 4
+    for (int k = 0; k < N; ++k) out[k] = scale * sum(total[k]);
+}
+
+// The slots in their order, as stretches without a turn of the ring: body(first slot, first j, count).
+template <typename Body>
+void by_stretches(const AttentionArguments& a, Body body) {
+    const std::int64_t begin = a.first_slot % a.slots;
+    const std::int64_t straight = a.count < a.slots - begin ? a.count : a.slots - begin;
+    body(begin, std::int64_t{0}, straight);
+    if (straight < a.count) body(std::int64_t{0}, straight, a.count - straight);
 }
 
 }  // namespace
 
 void attention(const AttentionArguments& a) {
-    const auto slot = [&](std::int64_t j) { return (a.first_slot + j) % a.slots; };
-    float top = -std::numeric_limits<float>::infinity();
-    bool number = true;
-    for (std::int64_t j = 0; j < a.count; ++j) {
-        const float score = a.scale * dot(a.query, a.keys + slot(j) * a.key_stride, a.key_width);
-        a.scores[j] = score;
-        number = number && score == score;
-        top = score > top ? score : top;
-    }
-    if (!number) top = std::numeric_limits<float>::quiet_NaN();
+    constexpr int kKeys = 4;
+    by_stretches(a, [&](std::int64_t slot, std::int64_t first, std::int64_t count) {
+        const float* keys = a.keys + slot * a.key_stride;
+        std::int64_t j = 0;
+        for (; j + kKeys <= count; j += kKeys) {
+            dots<kKeys>(a.query, keys + j * a.key_stride, a.key_stride, a.key_width, a.scale, a.scores + first + j);
+        }
+        for (; j < count; ++j) {
+            dots<1>(a.query, keys + j * a.key_stride, a.key_stride, a.key_width, a.scale, a.scores + first + j);
+        }
+    });
+    const float top = largest(a.scores, a.count);
     Lanes total = splat(0.0f);
     for (std::int64_t j = 0; j < a.count; j += kLanes) {
         const std::int64_t count = a.count - j < kLanes ? a.count - j : kLanes;
@@ -75,23 +92,33 @@ void attention(const AttentionArguments& a) {
         total = total + e;
     }
     const float share = 1.0f / sum(total);
-    // Four registers of the output at a time stay out of memory while the slots go by.
+    // Four registers of the output at a time stay out of memory while the slots go by, two slots side by side.
     for (std::int64_t i = 0; i < a.value_width; i += 4 * kLanes) {
-        Lanes y[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
+        Lanes even[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
+        Lanes odd[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
         const std::int64_t width = a.value_width - i < 4 * kLanes ? a.value_width - i : 4 * kLanes;
-        for (std::int64_t j = 0; j < a.count; ++j) {
-            const Lanes p = splat(a.scores[j]);
-            const float* v = a.values + slot(j) * a.value_stride + i;
-            if (width == 4 * kLanes) {
-                for (int k = 0; k < 4; ++k) y[k] = fma(p, load(v + k * kLanes), y[k]);
-            } else {
-                for (int k = 0; k * kLanes < width; ++k) {
-                    y[k] = fma(p, load_first(v + k * kLanes, width - k * kLanes), y[k]);
+        by_stretches(a, [&](std::int64_t slot, std::int64_t first, std::int64_t count) {
+            const float* v = a.values + slot * a.value_stride + i;
+            const auto gather = [&](std::int64_t j, Lanes(&y)[4]) {
+                const Lanes p = splat(a.scores[first + j]);
+#pragma GCC unroll 4
+                for (int k = 0; k < 4; ++k) {
+                    if (width == 4 * kLanes) {
+                        y[k] = fma(p, load(v + j * a.value_stride + k * kLanes), y[k]);
+                    } else if (k * kLanes < width) {
+                        y[k] = fma(p, load_first(v + j * a.value_stride + k * kLanes, width - k * kLanes), y[k]);
+                    }
                 }
+            };
+            std::int64_t j = 0;
+            for (; j + 2 <= count; j += 2) {
+                gather(j, even);
+                gather(j + 1, odd);
             }
-        }
+            if (j < count) gather(j, even);
+        });
         for (int k = 0; k * kLanes < width; ++k) {
-            store_first(a.out + i + k * kLanes, y[k] * splat(share), width - k * kLanes);
+            store_first(a.out + i + k * kLanes, (even[k] + odd[k]) * splat(share), width - k * kLanes);
         }
     }
 }

@@ -188,9 +188,9 @@ def test_only_the_gradients_that_are_needed(kind: str, needs: tuple[bool, bool, 
     generator = torch.Generator().manual_seed(4)
     x, weight, bias, grad = inputs(20, 60, 50, torch.float32, generator)
     plan, _ = make_plan(kind, 60, 50, generator)
-    y, _ = kernels.forward(x, weight, bias, *plan.tensors(), "tanh", False, False)
-    every = kernels.backward(grad, x, weight, y, *plan.tensors(), "tanh", (True, True, True), False)
-    some = kernels.backward(grad, x, weight, y, *plan.tensors(), "tanh", needs, False)
+    y, _ = kernels.forward(x, weight, bias, *plan, "tanh", False, False)
+    every = kernels.backward(grad, x, weight, y, *plan, "tanh", (True, True, True), False)
+    some = kernels.backward(grad, x, weight, y, *plan, "tanh", needs, False)
     for need, one, full in zip(needs, some, every, strict=True):
         assert (one is not None) == need
         if need:
@@ -207,7 +207,7 @@ def test_masked_weights_that_are_not_finite(kind: str) -> None:
 
 def test_no_inputs_at_all() -> None:
     x, weight, bias = torch.empty(3, 0), torch.empty(5, 0), torch.randn(5)
-    y, _ = kernels.forward(x, weight, bias, *MaskPlan().tensors(), "relu", False, False)
+    y, _ = kernels.forward(x, weight, bias, *MaskPlan(), "relu", False, False)
     assert torch.equal(y, bias.relu().expand(3, 5))
 
 
@@ -232,11 +232,11 @@ def test_executes_the_products_that_are_counted_and_no_others(
     monkeypatch.setattr(interpreter.interpreter_builder, "create_dot", counting)
     counted = kernels.block_products(plan.reach, plan.block_map, M, N, K, config)
     with tiles(config):
-        kernels.forward(x, weight, None, *plan.tensors(), "none", False, False)
+        kernels.forward(x, weight, None, *plan, "none", False, False)
         assert len(products) == counted["forward"][0]
         for name, needs in (("input_gradient", (True, False, False)), ("weight_gradient", (False, True, False))):
             products.clear()
-            kernels.backward(grad, x, weight, None, *plan.tensors(), "none", needs, False)
+            kernels.backward(grad, x, weight, None, *plan, "none", needs, False)
             assert len(products) == counted[name][0]
     if kind != "dense":
         assert all(executed < dense for executed, dense in counted.values())

@@ -1,0 +1,251 @@
+"""A Transformer of GPT-2's shape: tokens one after another, keys and values of earlier ones kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastar.bench.cases.sampling._common import Loop, Work, Workload, case, draw, random
+from fastar.bench.registry import Absent, Call, Case, Part
+from fastar.sampling import Builder, Head, Program, Value
+from fastar.sampling.instructions import Attention, Draw, Gather, Linear, Norm
+
+Parameters = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Shape:
+    vocabulary: int
+    context: int
+    width: int
+    layers: int
+    heads: int
+
+    @property
+    def weights(self) -> int:
+        """Numbers read for a token: every matrix once, of the tables one row."""
+        return 12 * self.layers * self.width**2 + self.vocabulary * self.width
+
+
+GPT2 = Shape(50257, 1024, 768, 12, 12)
+TINY = Shape(40, 16, 16, 2, 2)
+
+
+def parameters(s: Shape) -> Parameters:
+    generator = torch.Generator().manual_seed(0)
+    p = {
+        "tokens": random(generator, s.vocabulary, s.width, scale=2.0),
+        "places": random(generator, s.context, s.width),
+        "norm": torch.ones(s.width),
+        "norm.bias": random(generator, s.width),
+    }
+    for i in range(s.layers):
+        for name, outputs, inputs in (
+            ("query", 1, 1),
+            ("key", 1, 1),
+            ("value", 1, 1),
+            ("mix", 1, 1),
+            ("up", 4, 1),
+            ("down", 1, 4),
+        ):
+            p[f"{i}.{name}"] = random(generator, outputs * s.width, inputs * s.width)
+            p[f"{i}.{name}.bias"] = random(generator, outputs * s.width, scale=0.2)
+        for name in ("norm1", "norm2"):
+            p[f"{i}.{name}"] = torch.ones(s.width)
+            p[f"{i}.{name}.bias"] = random(generator, s.width, scale=0.2)
+    return p
+
+
+def program(p: Parameters, s: Shape) -> Program:
+    """The last token of the vocabulary begins a row."""
+    D = s.width
+    b = Builder("transformer", Value("int", 1, s.vocabulary), None, limit=s.context)
+    for name, weight in p.items():
+        b.weight(name, weight)
+    x, y, q, z, f = (b.scratch(n, k).at() for n, k in (("x", D), ("y", D), ("q", D), ("z", D), ("f", 4 * D)))
+    logits = b.scratch("logits", s.vocabulary).at()
+    keys = [b.state(f"{i}.keys", s.context, D) for i in range(s.layers)]
+    values = [b.state(f"{i}.values", s.context, D) for i in range(s.layers)]
+    with b.loop("t", None) as t:
+        b.add(Gather(x, "places", base=t), Gather(x, "tokens", position=t - 1, first=s.vocabulary - 1, add=x))
+        for i in range(s.layers):
+            b.add(
+                Norm(y, x, "layer", f"{i}.norm1", f"{i}.norm1.bias"),
+                Linear(q, y, f"{i}.query", f"{i}.query.bias"),
+                Linear(keys[i].at(t), y, f"{i}.key", f"{i}.key.bias"),
+                Linear(values[i].at(t), y, f"{i}.value", f"{i}.value.bias"),
+                Attention(z, q, f"{i}.keys", f"{i}.values", t, s.heads, s.heads, (D // s.heads) ** -0.5),
+                Linear(x, z, f"{i}.mix", f"{i}.mix.bias", add=x),
+                Norm(y, x, "layer", f"{i}.norm2", f"{i}.norm2.bias"),
+                Linear(f, y, f"{i}.up", f"{i}.up.bias", activation="gelu_tanh"),
+                Linear(x, f, f"{i}.down", f"{i}.down.bias", add=x),
+            )
+        b.add(
+            Norm(y, x, "layer", "norm", "norm.bias"),
+            Linear(logits, y, "tokens"),
+            Draw(Head("categorical", s.vocabulary), t, logits),
+        )
+    return b.build()
+
+
+def cached(p: Parameters, s: Shape, dtype: torch.dtype) -> Loop:
+    """Keys and values in tensors of their full size; query, key and value in one product."""
+    p = {name: weight.to(dtype) for name, weight in p.items()}
+    three = [
+        tuple(torch.cat([p[f"{i}.{name}{part}"] for name in ("query", "key", "value")]) for part in ("", ".bias"))
+        for i in range(s.layers)
+    ]
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return functional.layer_norm(x, (s.width,), p[name], p[f"{name}.bias"])
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return functional.linear(x, p[name], p[f"{name}.bias"])
+
+    @torch.inference_mode()
+    def loop(u: Tensor) -> Tensor:
+        rows, length = u.shape[1], len(u)
+        kept = torch.empty(s.layers, 2, rows, s.heads, length, s.width // s.heads, dtype=dtype)
+        symbol = torch.full((rows,), s.vocabulary - 1)
+        drawn = torch.empty(rows, length, dtype=torch.int64)
+        for t in range(length):
+            x = functional.embedding(symbol, p["tokens"]) + p["places"][t]
+            for i in range(s.layers):
+                y = functional.linear(norm(x, f"{i}.norm1"), *three[i])
+                q, k, v = y.view(rows, 3, s.heads, -1).unbind(1)
+                keys, values = kept[i]
+                keys[:, :, t], values[:, :, t] = k, v
+                mixed = functional.scaled_dot_product_attention(
+                    q[:, :, None], keys[:, :, : t + 1], values[:, :, : t + 1]
+                )
+                x = x + linear(mixed.reshape(rows, -1), f"{i}.mix")
+                up = functional.gelu(linear(norm(x, f"{i}.norm2"), f"{i}.up"), approximate="tanh")
+                x = x + linear(up, f"{i}.down")
+            symbol = draw(functional.linear(norm(x, "norm"), p["tokens"]), u[t])
+            drawn[:, t] = symbol
+        return drawn
+
+    return loop
+
+
+def _missing(*modules: str) -> Absent | None:
+    gone = [one for one in modules if importlib.util.find_spec(one) is None]
+    return Absent(f"{' and '.join(gone)} not installed") if gone else None
+
+
+def _hugging_face(s: Shape) -> Any:
+    import transformers
+
+    config = transformers.GPT2Config(
+        vocab_size=s.vocabulary, n_positions=s.context, n_embd=s.width, n_layer=s.layers, n_head=s.heads
+    )
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+def generate(s: Shape, rows: int, length: int, dtype: torch.dtype) -> Call | Absent:
+    """transformers' own loop over its own model, weights as it initialises them."""
+    missing = _missing("transformers")
+    if missing:
+        return missing
+    model = _hugging_face(s).to(dtype)
+    start = torch.full((rows, 1), s.vocabulary - 1)
+
+    def call() -> None:
+        with torch.inference_mode():
+            model.generate(
+                start,
+                attention_mask=torch.ones_like(start),
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=length,
+                min_new_tokens=length,
+                pad_token_id=s.vocabulary - 1,
+            )
+
+    return call
+
+
+def ctranslate2(s: Shape, rows: int, length: int, compute: str) -> Call | Absent:
+    """CTranslate2's loop, in C++, over the same architecture with random weights."""
+    missing = _missing("ctranslate2", "transformers")
+    if missing:
+        return missing
+    import ctranslate2 as library
+    from ctranslate2.converters import transformers as loaders
+
+    words = [f"w{i}" for i in range(s.vocabulary)]
+    loader = loaders._MODEL_LOADERS["GPT2Config"]
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, "model")
+        target.mkdir()
+        spec = loader.get_model_spec(_hugging_face(s))
+        spec.register_vocabulary(words)
+        spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = words[-1]
+        spec.validate()
+        spec.optimize(quantization=compute)
+        spec.save(str(target))
+        generator = library.Generator(
+            str(target), device="cpu", compute_type=compute, intra_threads=torch.get_num_threads()
+        )
+
+    def call() -> None:
+        generator.generate_batch(
+            [[words[-1]]] * rows,
+            max_length=length,
+            min_length=length,
+            sampling_topk=0,
+            include_prompt_in_result=False,
+            max_batch_size=rows,
+        )
+
+    return call
+
+
+def transformer(
+    name: str, s: Shape, steps: int, *, rows: int = 1, dtype: torch.dtype = torch.float32, small: bool = False
+) -> Case:
+    def make() -> Workload:
+        p = parameters(s)
+        loops = {"cached loop": cached(p, s, torch.float32)}
+        others: dict[str, Call | Part | Absent] = {}
+        narrow = [] if dtype == torch.float32 else [torch.bfloat16]
+        if narrow:
+            loops["cached loop in bfloat16"] = cached(p, s, torch.bfloat16)
+        if not small:
+            for one in narrow or [torch.float32]:
+                others[f"transformers generate, {str(one).removeprefix('torch.')}"] = generate(s, rows, steps, one)
+            for compute in {torch.int8: ("int8",), torch.bfloat16: ("int8",)}.get(dtype, ("float32",)):
+                others[f"CTranslate2, {compute}"] = ctranslate2(s, rows, steps, compute)
+        return Workload(program(p, s), rows, steps, loops, others)
+
+    return case(
+        name,
+        make,
+        Work(weights=s.weights, products=s.weights, steps=steps),
+        rows=rows,
+        dtype=dtype,
+        shapes=f"{s.layers} layers of {s.width}, {s.vocabulary} symbols, {steps} tokens from an empty context",
+        per=steps,
+        unit="step",
+        small=small,
+    )
+
+
+_DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.int8)
+_CASES: list[Callable[[torch.dtype], Case]] = [
+    lambda dtype: transformer("gpt2-124m", GPT2, 16, dtype=dtype),
+    lambda dtype: transformer("gpt2-124m", GPT2, 8, rows=16, dtype=dtype),
+]
+
+CASES = (
+    *(make(dtype) for make in _CASES for dtype in _DTYPES),
+    transformer("transformer-tiny", TINY, 12, rows=3, small=True),
+)

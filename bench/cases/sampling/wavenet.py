@@ -1,0 +1,172 @@
+"""WaveNet: gated dilated convolutions of two taps, residual and skip sums, two output layers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fastar.bench.cases.sampling._common import Loop, Work, Workload, case, draw, random
+from fastar.bench.registry import Case
+from fastar.sampling import Builder, Head, Program, Value
+from fastar.sampling.instructions import Draw, Elementwise, Gate, Gather, Linear, TappedLinear
+
+Parameters = dict[str, Tensor]
+
+
+def parameters(symbols: int, residual: int, skip: int, layers: int) -> Parameters:
+    generator = torch.Generator().manual_seed(0)
+    p = {
+        "embed": random(generator, symbols + 1, residual, scale=4.0),
+        "post": random(generator, skip, skip, scale=1.5),
+        "post.bias": random(generator, skip),
+        "head": random(generator, symbols, skip, scale=1.5),
+        "head.bias": random(generator, symbols),
+    }
+    for i in range(layers):
+        p[f"{i}.gates"] = random(generator, 2 * residual, 2 * residual)
+        p[f"{i}.gates.bias"] = random(generator, 2 * residual)
+        p[f"{i}.residual"] = random(generator, residual, residual)
+        p[f"{i}.skip"] = random(generator, skip, residual)
+    return p
+
+
+def program(p: Parameters, dilations: Sequence[int]) -> Program:
+    """Without biases on residual and skip, as in the loop below."""
+    symbols, skip_width, R = *p["head"].shape, p["embed"].shape[1]
+    b = Builder("wavenet", Value("int", 1, symbols), None)
+    for name, weight in p.items():
+        b.weight(name, weight.view(2 * R, 2, R) if name.endswith("gates") else weight)
+    rings = [b.state(f"x{i}", d + 1, R, ring=True) for i, d in enumerate(dilations)]
+    gates, z, skip = b.scratch("gates", 2 * R).at(), b.scratch("z", R).at(), b.scratch("skip", skip_width).at()
+    hidden, logits = b.scratch("hidden", skip_width).at(), b.scratch("logits", symbols).at()
+    with b.loop("t", None) as t:
+        b.add(Gather(rings[0].at(t), "embed", position=t - 1, first=symbols))
+        for i, d in enumerate(dilations):
+            x = rings[i].at(t)
+            b.add(
+                TappedLinear(gates, x, ((-d,), (0,)), f"{i}.gates", f"{i}.gates.bias"),
+                Gate(z, "tanh", gates.channels(0, R), gates.channels(R, R)),
+                Linear(skip, z, f"{i}.skip", add=skip if i else None),
+            )
+            if i + 1 < len(dilations):
+                b.add(Linear(rings[i + 1].at(t), z, f"{i}.residual", add=x))
+        b.add(
+            Elementwise(skip, "relu", skip),
+            Linear(hidden, skip, "post", "post.bias", activation="relu"),
+            Linear(logits, hidden, "head", "head.bias"),
+            Draw(Head("categorical", symbols), t, logits),
+        )
+    return b.build()
+
+
+def plain(p: Parameters, dilations: Sequence[int]) -> Loop:
+    """A queue per layer, and a product for each tap of filter and gate, for residual and for skip."""
+    R = p["embed"].shape[1]
+    parts = [
+        [part.contiguous() for half in p[f"{i}.gates"].split(R) for part in half.split(R, 1)]
+        for i in range(len(dilations))
+    ]
+    biases = [p[f"{i}.gates.bias"].split(R) for i in range(len(dilations))]
+
+    @torch.inference_mode()
+    def loop(u: Tensor) -> Tensor:
+        rows = u.shape[1]
+        queues = [deque([torch.zeros(rows, R)] * d) for d in dilations]
+        symbol = torch.full((rows,), len(p["embed"]) - 1)
+        drawn = []
+        for t in range(len(u)):
+            x = functional.embedding(symbol, p["embed"])
+            skip: Tensor | float = 0.0
+            for i, queue in enumerate(queues):
+                past = queue.popleft()
+                queue.append(x)
+                a = functional.linear(past, parts[i][0]) + functional.linear(x, parts[i][1], biases[i][0])
+                b = functional.linear(past, parts[i][2]) + functional.linear(x, parts[i][3], biases[i][1])
+                z = torch.tanh(a) * torch.sigmoid(b)
+                skip = skip + functional.linear(z, p[f"{i}.skip"])
+                x = x + functional.linear(z, p[f"{i}.residual"])
+            assert isinstance(skip, Tensor)
+            hidden = torch.relu(functional.linear(torch.relu(skip), p["post"], p["post.bias"]))
+            symbol = draw(functional.linear(hidden, p["head"], p["head.bias"]), u[t])
+            drawn.append(symbol)
+        return torch.stack(drawn, 1)
+
+    return loop
+
+
+def joined(p: Parameters, dilations: Sequence[int], dtype: torch.dtype) -> Loop:
+    """The same with as few products as possible: both taps of filter and gate in one, residual and skip in another."""
+    p = {name: weight.to(dtype) for name, weight in p.items()}
+    R = p["embed"].shape[1]
+    both = [torch.cat([p[f"{i}.residual"], p[f"{i}.skip"]]) for i in range(len(dilations))]
+
+    @torch.inference_mode()
+    def loop(u: Tensor) -> Tensor:
+        rows = u.shape[1]
+        queues = [torch.zeros(d, rows, R, dtype=dtype) for d in dilations]
+        symbol = torch.full((rows,), len(p["embed"]) - 1)
+        drawn = torch.empty(rows, len(u), dtype=torch.int64)
+        for t in range(len(u)):
+            x = functional.embedding(symbol, p["embed"])
+            skip: Tensor | float = 0.0
+            for i, d in enumerate(dilations):
+                past = queues[i][t % d]
+                y = functional.linear(torch.cat([past, x], 1), p[f"{i}.gates"], p[f"{i}.gates.bias"])
+                past.copy_(x)
+                y = functional.linear(torch.tanh(y[:, :R]) * torch.sigmoid(y[:, R:]), both[i])
+                x = x + y[:, :R]
+                skip = skip + y[:, R:]
+            assert isinstance(skip, Tensor)
+            hidden = torch.relu(functional.linear(torch.relu(skip), p["post"], p["post.bias"]))
+            symbol = draw(functional.linear(hidden, p["head"], p["head.bias"]), u[t])
+            drawn[:, t] = symbol
+        return drawn
+
+    return loop
+
+
+def wavenet(
+    residual: int,
+    skip: int,
+    symbols: int,
+    dilations: Sequence[int],
+    steps: int,
+    *,
+    rows: int = 1,
+    dtype: torch.dtype = torch.float32,
+    small: bool = False,
+) -> Case:
+    def make() -> Workload:
+        p = parameters(symbols, residual, skip, len(dilations))
+        loops = {"cached loop": plain(p, dilations), "same, joined": joined(p, dilations, torch.float32)}
+        if dtype == torch.bfloat16:
+            loops["same, joined, in bfloat16"] = joined(p, dilations, torch.bfloat16)
+        return Workload(program(p, dilations), rows, steps, loops)
+
+    weights = len(dilations) * residual * (5 * residual + skip) - residual**2 + skip * (skip + symbols)
+    return case(
+        f"wavenet-{residual}x{skip}x{len(dilations)}",
+        make,
+        Work(weights=weights, products=weights, steps=steps),
+        rows=rows,
+        dtype=dtype,
+        shapes=f"R={residual}, S={skip}, A={symbols}, {len(dilations)} layers",
+        per=steps,
+        unit="step",
+        small=small,
+    )
+
+
+_TWICE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) * 2
+
+CASES = (
+    wavenet(64, 256, 256, _TWICE, 500),
+    wavenet(64, 256, 256, _TWICE, 500, dtype=torch.bfloat16),
+    wavenet(64, 256, 256, _TWICE, 500, dtype=torch.int8),
+    wavenet(64, 256, 256, _TWICE, 100, rows=16),
+    wavenet(8, 12, 10, (1, 2, 4), 20, rows=2, small=True),
+)

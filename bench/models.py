@@ -1,0 +1,204 @@
+"""The table of models: each trained on data that need no download, and sampled from natively and naively.
+
+    python -m fastar.bench.models --json bench/results/models_cpu.json --readme README.md --threads 1
+
+Trainings lie in the folder `--trained`, and are not repeated where they lie there already: a second run only measures.
+The naive way is what a model's user has without a sampler: for every position a full pass over what is known so far,
+then one draw. Both draw the same number of rows in one process, after the same training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastar.bench import machine, report
+from fastar.cli._training import Plan, Trainer, start
+from fastar.data import sets, tables
+from fastar.models import Model, load
+from fastar.models._affine import AffineLayer
+from fastar.models.orderless import Orderless
+from fastar.sampling import Sampler, draws
+
+ROWS = 64
+START, END = "<!-- models: bench/results/models_cpu.json -->\n", "<!-- end of models -->\n"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    model: str
+    data: str
+    epochs: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    learning_rate: float = 2e-3
+    batch: int = 64
+    length: int | None = None
+
+
+TABLE = [
+    Row("FVSBN", "digits-binary", 60, learning_rate=1e-2),
+    Row("NADE", "digits-binary", 60, {"hidden": 128}, 5e-3),
+    Row("MADE", "digits-binary", 60, {"hidden": [256], "dropout": 0.3}),
+    Row("DeepNADE", "digits-binary", 100, {"hidden": [256, 256]}),
+    Row("ConvNADE", "digits-binary", 20, {"hidden": [32, 32, 32]}),
+    Row("CategoricalSBN", "digits", 30, {}),
+    Row("MADE", "digits", 60, {"hidden": [512, 512], "dropout": 0.3}),
+    Row("PixelCNN", "digits", 12, {"width": 32, "depth": 3}),
+    Row("GatedPixelCNN", "digits", 12, {"width": 32, "depth": 3, "kernel_size": 3, "block_kernel_size": 3}),
+    Row("RNADE", "mixture", 30, {"hidden": 64, "components": 8}),
+    Row("MAF", "mixture", 30, {"hidden": [64, 64], "layers": 5}),
+    Row("IAF", "mixture", 30, {"hidden": [64, 64], "layers": 5}),
+    Row("DocNADE", "topics", 4, {"hidden": 64}, length=64),
+    Row("WaveNet", "vowels", 2, {"residual": 24, "skip": 48, "dilations": 7}, length=128),
+    Row("Transformer", "topics", 4, {"width": 64, "layers": 2, "heads": 4}, length=64),
+    Row("CharRNN", "topics", 4, {"hidden": 128, "cell": "lstm"}, 5e-3, length=64),
+]
+
+
+def measure(row: Row, folder: Path) -> dict[str, Any]:
+    """Train, unless the folder holds that training, evaluate and time one model."""
+    data = sets.find(row.data, row.length)
+    plan = Plan(row.epochs, row.batch, row.learning_rate, 1e-2, 0)
+    trainer = Trainer(start(row.model, data, row.settings, None, plan, "cpu"), data, plan, folder)
+    trainer.resume()
+    trainer.run(lambda progress: None)
+    model = load(folder).eval()
+    T = None if not any(isinstance(size, str) for size in model.data_shape) else trainer.x.shape[1]
+    sampler = Sampler(model, ROWS)
+    fast = _median(lambda: sampler.sample(ROWS, length=T, seed=1), 5)
+    naive = naive_sampler(model, T)
+    own = {"mixture": tables.mixture, "rings": tables.rings, "chain": tables.chain}.get(row.data)
+    known = None if own is None else own()
+    return {
+        "model": row.model,
+        "data": row.data,
+        "settings": row.settings,
+        "parameters": model.num_parameters(),
+        "unit": trainer.unit,
+        "held_out": min(trainer.progress.held_out),
+        "least_possible": None if known is None else -float(known.log_prob(known.test).mean()) / trainer.divisor,
+        "rows": ROWS,
+        "positions": int(sampler.program.positions or T or 0),
+        "fast_s": fast,
+        "naive_s": None if naive is None else _median(naive, 3),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def naive_sampler(model: Model, length: int | None) -> Callable[[], Tensor] | None:
+    """A full pass per position; None where a model has none, because it samples in one pass anyway."""
+    if isinstance(model.layers[0] if hasattr(model, "layers") else None, AffineLayer):
+        return lambda: _by_full_passes(model) if model.reads_data else model.inverse(torch.randn(ROWS, model.dim))[0]
+    shape = [length if isinstance(size, str) else size for size in model.data_shape]
+    program = model.lower()
+    layout = program.weights[program.layout].long() if program.layout else torch.arange(torch.Size(shape).numel())
+    head, integer = model.distribution.head, model.distribution.levels is not None
+
+    @torch.no_grad()
+    def sample() -> Tensor:
+        x = torch.zeros(ROWS, len(layout), dtype=torch.long if integer else torch.float32)
+        known = torch.zeros(len(layout), dtype=torch.bool)
+        for t, place in enumerate(layout.tolist()):
+            if isinstance(model, Orderless):
+                params = model(x.view(ROWS, *shape), known.view(*shape))
+            elif len(shape) == 1 and length is not None:
+                params = model(x[:, : t + 1])
+            else:
+                params = model(x.view(ROWS, *shape))
+            flat = params.movedim(model.params_dim, -1).flatten(1, -2)
+            u = torch.rand(ROWS, head.draws, dtype=torch.float64)
+            x[:, place] = draws.draw(head, flat[:, place], u, integer=integer)[:, 0].to(x.dtype)
+            known[place] = True
+        return x
+
+    return sample
+
+
+@torch.no_grad()
+def _by_full_passes(model: Any) -> Tensor:
+    # MAF's inverse as the field has it: D passes through each layer's network.
+    x = torch.randn(ROWS, model.dim)
+    for layer in reversed(model.layers):
+        known = torch.zeros_like(x)
+        for _ in range(model.dim):
+            m, u = layer.network(known).unflatten(1, (model.dim, 2)).unbind(2)
+            known = x * torch.exp(u) + m
+        x = known
+    return x
+
+
+def _median(run: Callable[[], object], rounds: int) -> float:
+    run()
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)
+
+
+def markdown(results: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
+    """The README's section, made of what `--json` holds."""
+    lines = [
+        "| model | data | held out | parameters | 64 samples | a full pass per position |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in results:
+        least = one["least_possible"]
+        score = f"{one['held_out']:.3f} {one['unit']}" + ("" if least is None else f" (least possible {least:.3f})")
+        naive = one["naive_s"]
+        slow = "" if naive is None else f"{report.time_text(naive * 1e6)} ({naive / one['fast_s']:.0f}x)"
+        cells = [f"`{one['model']}`", one["data"], score, f"{one['parameters']:,}"]
+        lines.append(f"| {' | '.join(cells)} | **{report.time_text(one['fast_s'] * 1e6)}** | {slow} |")
+    threads = results[0]["threads"]
+    note = f"On {about['processor']}, torch {about['torch']}, {threads} thread{'s' if threads > 1 else ''} of torch."
+    return START + "\n".join(lines) + f"\n\n{note}\n" + END
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m fastar.bench.models", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the measurements there")
+    parser.add_argument("--readme", type=Path, help="replace the table in this file")
+    parser.add_argument("--threads", type=int, help="threads of torch")
+    parser.add_argument("--trained", type=Path, help="keep the trainings there; by default they are thrown away")
+    parser.add_argument("--only", help="models whose name contains this")
+    arguments = parser.parse_args()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    results = []
+    with tempfile.TemporaryDirectory() as temporary:
+        trained = arguments.trained or Path(temporary)
+        for row in TABLE:
+            if arguments.only is None or arguments.only.lower() in row.model.lower():
+                results.append(measure(row, trained / f"{row.model}-{row.data}".lower()))
+                print(f"{row.model} on {row.data}: {results[-1]['held_out']:.3f} {results[-1]['unit']}", flush=True)
+    if not results:
+        parser.error(f"--only: no model's name contains {arguments.only!r}")
+    about = {"processor": machine.describe(torch.device("cpu")).processor, "torch": torch.__version__}
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps({"machine": about, "models": results}, indent=1) + "\n")
+    if arguments.readme is not None:
+        text = arguments.readme.read_text(encoding="utf-8")
+        section = re.compile(re.escape(START) + ".*?" + re.escape(END), re.DOTALL)
+        if not section.search(text):
+            parser.error(f"--readme: {arguments.readme} has no line {START.strip()!r}")
+        arguments.readme.write_text(section.sub(lambda _: markdown(results, about), text), encoding="utf-8")
+    print(markdown(results, about))
+
+
+if __name__ == "__main__":
+    main()
