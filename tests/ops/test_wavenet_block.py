@@ -127,7 +127,7 @@ def test_shapes(implementation: str, dtype: torch.dtype) -> None:
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_shape_and_stride(
     batch: int,
     residual: int,
