@@ -300,7 +300,7 @@ class Run:
 
 
 def _zeros(n: int, T: int, V: int) -> Tensor:
-    # torch.zeros fills with torch's threads, which then go on spinning for milliseconds on cores that the run needs. And
+    # torch.zeros fills with torch's threads, which go on spinning for milliseconds on cores that the run needs. And
     # pages that the system clears are not touched before they are written.
     size = n * T * V
     if size == 0:
