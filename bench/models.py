@@ -27,7 +27,7 @@ from fastar.bench import machine, report
 from fastar.cli._training import Plan, Trainer, start
 from fastar.data import sets, tables
 from fastar.models import Model, load
-from fastar.models.flows import AffineLayer
+from fastar.models._affine import AffineLayer
 from fastar.models.orderless import Orderless
 from fastar.sampling import Sampler, draws
 
@@ -57,10 +57,13 @@ TABLE = [
     Row("CategoricalSBN", "digits", 30, {}),
     Row("MADE", "digits", 60, {"hidden": [512, 512], "dropout": 0.3}),
     Row("PixelCNN", "digits", 12, {"width": 32, "depth": 3}),
+    Row("GatedPixelCNN", "digits", 12, {"width": 32, "depth": 3, "kernel_size": 3, "block_kernel_size": 3}),
     Row("RNADE", "mixture", 30, {"hidden": 64, "components": 8}),
     Row("MAF", "mixture", 30, {"hidden": [64, 64], "layers": 5}),
     Row("IAF", "mixture", 30, {"hidden": [64, 64], "layers": 5}),
     Row("DocNADE", "topics", 4, {"hidden": 64}, length=64),
+    Row("WaveNet", "vowels", 2, {"residual": 24, "skip": 48, "dilations": 7}, length=128),
+    Row("Transformer", "topics", 4, {"width": 64, "layers": 2, "heads": 4}, length=64),
     Row("CharRNN", "topics", 4, {"hidden": 128, "cell": "lstm"}, 5e-3, length=64),
 ]
 

@@ -26,7 +26,7 @@ _MOST_COORDINATES = 3
 _MOST_TERMS = 4
 _MOST_CHANNELS = 16
 
-_REASONS = {
+REASONS = {
     "not_a_number": "a parameter of the draw is NaN",
     "no_support": "the levels that the support allows all have probability 0",
     "not_given": "the value is not modelled and has to be given",
@@ -238,7 +238,7 @@ class Run:
         where = f"position {position}, code[{place}] {step.op}"
         if kind == "not_a_number" and not isinstance(step, Draw):
             raise draws.SamplingError(f"{where}: row {row}: the result is not finite, so the draw after it has no law")
-        raise draws.SamplingError(f"{where}: row {row}: {_REASONS[kind]}")
+        raise draws.SamplingError(f"{where}: row {row}: {REASONS[kind]}")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run on another machine needs to continue this one, beside the request."""
@@ -300,8 +300,8 @@ class Run:
 
 
 def _zeros(n: int, T: int, V: int) -> Tensor:
-    # torch.zeros fills with torch's threads, which go on spinning for milliseconds on cores that the run needs. And
-    # pages that the system clears are not touched before they are written.
+    # torch.zeros fills with torch's threads, which then go on spinning for milliseconds on cores that the run needs.
+    # And pages that the system clears are not touched before they are written.
     size = n * T * V
     if size == 0:
         return torch.zeros(n, T, V, dtype=torch.float64)
