@@ -28,6 +28,8 @@ using cpu::Ref;
 
 // Where a row's buffers begin: a full vector.
 constexpr std::int64_t kAlignment = 4;
+// A matrix that every block of a cluster multiplies for itself: that takes less than an exchange.
+constexpr std::int64_t kLocalBytes = 16 * 1024;
 // Fewer outputs are summed by a warp each.
 constexpr std::int64_t kTileOutputs = 16;
 
@@ -299,11 +301,10 @@ class Assembler {
             c.weight = table(i.weight);
             c.bank_bytes = 4 * c.outputs * taps * c.inputs;
         } else {
-            auto& held = packed_[{i.weight, banks, taps}];
-            if (held.bank_bytes == 0) {
-                const MatrixShape all{.banks = banks, .outputs = c.outputs, .taps = taps, .inputs = c.inputs};
-                held = keep(program_.weights[at(i.weight)].floats, all, c.storage);
-            }
+            const MatrixShape all{.banks = banks, .outputs = c.outputs, .taps = taps, .inputs = c.inputs};
+            c.shared_out = is_shared_out(c, bank_bytes(all, c.storage));
+            auto& held = packed_[{i.weight, banks, taps, c.shared_out}];
+            if (held.bank_bytes == 0) held = keep(program_.weights[at(i.weight)].floats, all, c);
             c.weight = held.weights;
             c.scales = held.scales;
             c.bank_bytes = held.bank_bytes;
@@ -313,9 +314,19 @@ class Assembler {
             c.parts = narrow(std::clamp<std::int64_t>(steps / kStepsPerPart, 1, kMaxParts));
             to_.stretch.most_parts = std::max(to_.stretch.most_parts, c.parts);
         }
-        const double share = i.spans < 0 ? 1.0 : 1.0 / static_cast<double>(program_.weights[at(i.spans)].shape[0] - 1);
-        to_.tally.weight_bytes += static_cast<std::int64_t>(share * static_cast<double>(c.bank_bytes));
-        if (c.resident >= 0) to_.tally.resident_bytes += c.bank_bytes;
+        if (c.storage == Storage::kRows) c.shared_out = is_shared_out(c, c.bank_bytes);
+        double share = c.shared_out ? 1.0 / static_cast<double>(options_.blocks) : 1.0;
+        if (i.spans >= 0) share /= static_cast<double>(program_.weights[at(i.spans)].shape[0] - 1);
+        const auto read = static_cast<std::int64_t>(share * static_cast<double>(c.bank_bytes));
+        to_.tally.weight_bytes += read;
+        if (c.resident >= 0) to_.tally.resident_bytes += read;
+    }
+
+    // What every block does on its own copy of a row's fast numbers costs no exchange.
+    bool is_shared_out(const Command& c, std::int64_t matrix_bytes) const {
+        const bool slow = c.out.space != kFastSpace || (c.cell_out.present() && c.cell_out.space != kFastSpace);
+        const bool large = c.op == Op::kMatrix && matrix_bytes > kLocalBytes;
+        return slow || large || c.op == Op::kAttention || c.op == Op::kDraw || c.op == Op::kEmit;
     }
 
     struct Held {
@@ -326,11 +337,12 @@ class Assembler {
         std::int32_t tile_bytes = 0;
     };
 
-    Held keep(const float* weights, const MatrixShape& shape, Storage storage) {
+    Held keep(const float* weights, const MatrixShape& shape, const Command& c) {
+        const Storage storage = c.storage;
         Held held;
         held.tile_bytes = narrow(tile_bytes(shape, storage));
         const std::int64_t tiles = (shape.outputs + outputs_of_tile(storage) - 1) / outputs_of_tile(storage);
-        held.bank_bytes = tiles * held.tile_bytes;
+        held.bank_bytes = bank_bytes(shape, storage);
         if (options_.contents) {
             const Packed m = pack(weights, shape, storage);
             held.weights = append(m.weights.data(), static_cast<std::int64_t>(m.weights.size()));
@@ -342,11 +354,13 @@ class Assembler {
             if (storage == Storage::kInt8) held.scales = append(nullptr, 4 * shape.banks * shape.outputs);
         }
         Stretch& s = to_.stretch;
-        const std::int64_t own = (tiles + options_.blocks - 1) / options_.blocks * shape.banks * held.tile_bytes;
+        const std::int64_t apart = c.shared_out ? options_.blocks : 1;
+        const std::int64_t own = (tiles + apart - 1) / apart * shape.banks * held.tile_bytes;
         if (s.resident_bytes + own <= options_.resident_bytes) {
             held.resident = s.resident_bytes;
             s.resident_bytes += own;
-            residents_.push_back({held.weights, held.resident, held.tile_bytes, narrow(tiles), narrow(shape.banks), 0});
+            residents_.push_back(
+                {held.weights, held.resident, held.tile_bytes, narrow(tiles), narrow(shape.banks), narrow(apart)});
         }
         return held;
     }
@@ -460,11 +474,9 @@ class Assembler {
         s.most_components = std::max(s.most_components, narrow(i.head.components));
     }
 
-    // Who does the command, and whom it waits for. Blocks that hold copies of a row's fast numbers do small work each
-    // for itself, which costs no exchange.
+    // Whom the command waits for.
     void share(const Instruction& i, Command& c) {
-        c.shared_out = c.op == Op::kMatrix || c.op == Op::kAttention || c.op == Op::kDraw || c.op == Op::kEmit ||
-                       c.out.space != kFastSpace || (c.cell_out.present() && c.cell_out.space != kFastSpace);
+        if (c.op != Op::kMatrix) c.shared_out = is_shared_out(c, 0);
         const Before now{cpu::accesses(i), c.shared_out};
         for (const Before& one : since_team_) {
             if (meets(one, now) == Meeting::kTeam) c.meeting = Meeting::kTeam;
@@ -555,7 +567,7 @@ class Assembler {
     std::vector<std::byte> weights_;
     std::int64_t weight_bytes_ = 0;
     std::map<int, std::int64_t> tables_;
-    std::map<std::tuple<int, std::int64_t, std::int64_t>, Held> packed_;
+    std::map<std::tuple<int, std::int64_t, std::int64_t, bool>, Held> packed_;
     std::vector<Before> since_block_;
     std::vector<Before> since_team_;
 };

@@ -25,7 +25,7 @@ struct Tally {
     std::int64_t commands = 0;
     std::int64_t block_meetings = 0;
     std::int64_t team_meetings = 0;
-    std::int64_t weight_bytes = 0;    // read, of all blocks
+    std::int64_t weight_bytes = 0;    // read by a block
     std::int64_t resident_bytes = 0;  // of these, from shared memory
 };
 

@@ -174,15 +174,15 @@ struct Entry {
     std::int32_t completes = 0;  // a position
 };
 
-// A matrix whose tiles are in shared memory throughout a launch: block r of a team of n holds tiles r, r + n, r + 2 n,
-// ..
+// A matrix whose tiles are in shared memory throughout a launch: all of them, or in block r of a team those whose
+// number is r more than a multiple of `apart`.
 struct Resident {
     std::int64_t from;  // in the stretch
     std::int64_t to;    // in the shared memory behind the fast space
     std::int32_t tile_bytes;
     std::int32_t tiles;  // of a bank
     std::int32_t banks;
-    std::int32_t padding;
+    std::int32_t apart;
 };
 
 // The stretch: where each kind of struct begins, in bytes.

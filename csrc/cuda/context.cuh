@@ -44,6 +44,10 @@ struct Context {
         return all;
     }
 
+    // Blocks that share a command, and the number of this one.
+    FASTAR_DEVICE int blocks(const Command& c) const { return c.shared_out ? team.size : 1; }
+    FASTAR_DEVICE int block(const Command& c) const { return c.shared_out ? team.rank : 0; }
+
     FASTAR_DEVICE int index(std::int16_t address) const { return addresses[address]; }
     FASTAR_DEVICE float* row(const Operand& o, int r) const {
         return spaces->base[o.space] + r * spaces->stride[o.space] + addresses[o.address];

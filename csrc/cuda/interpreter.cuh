@@ -129,11 +129,11 @@ class Interpreter {
         const Resident* all = reinterpret_cast<const Resident*>(run_.stretch + run_.where.residents);
         for (int i = 0; i < run_.where.resident_count; ++i) {
             const Resident& m = all[i];
-            const int own = (m.tiles + team_.size - 1) / team_.size;
+            const int own = (m.tiles + m.apart - 1) / m.apart;
             const int pieces = m.tile_bytes / 16;
             std::byte* to = shared_memory() + layout_.resident + m.to;
             for (int slot = 0; slot < own * m.banks; ++slot) {
-                const int tile = slot % own * team_.size + team_.rank;
+                const int tile = slot % own * m.apart + team_.rank % m.apart;
                 if (tile >= m.tiles) continue;
                 const std::int64_t number = static_cast<std::int64_t>(slot / own) * m.tiles + tile;
                 const std::byte* from = run_.stretch + m.from + number * m.tile_bytes;

@@ -35,7 +35,7 @@ struct MatrixOperands {
           outputs{0, c.outputs},
           inputs(c.inputs),
           taps(c.taps == 0 ? 1 : c.taps),
-          apart(c.resident < 0 ? 1 : x.team.size),
+          apart(c.resident < 0 ? 1 : x.blocks(c)),
           stride(x.stride(c.source)) {
         std::int64_t bank = 0;
         if (c.spans >= 0) {
@@ -121,15 +121,16 @@ struct Steps {
 template <int kSums, typename Sum, typename Finish>
 FASTAR_DEVICE void by_parts(const Context& x, const Command& c, Sum sum, Finish finish) {
     const Crew block = x.block_crew();
-    const int size = x.team.size;
+    const int size = x.blocks(c);
+    const int rank = x.block(c);
     const int tiles = (c.outputs + outputs_of_tile(c.storage) - 1) / outputs_of_tile(c.storage);
-    const int own = (tiles - x.team.rank + size - 1) / size;
+    const int own = (tiles - rank + size - 1) / size;
     const int at_once = block.warps > c.parts ? block.warps / c.parts : 1;
     float* partials = reinterpret_cast<float*>(shared_memory() + x.layout.partials) + block.lane;
     for (int first = 0; first < own; first += at_once) {
         const int count = own - first < at_once ? own - first : at_once;
         for (int item = block.warp; item < count * c.parts; item += block.warps) {
-            const int tile = (first + item / c.parts) * size + x.team.rank;
+            const int tile = (first + item / c.parts) * size + rank;
             float sums[kSums] = {};
             sum(tile, item % c.parts, sums);
             if (c.parts == 1) {
@@ -147,7 +148,7 @@ FASTAR_DEVICE void by_parts(const Context& x, const Command& c, Sum sum, Finish 
 #pragma unroll
                 for (int k = 0; k < kSums; ++k) sums[k] += partials[((i * c.parts + part) * kSums + k) * kLanes];
             }
-            finish((first + i) * size + x.team.rank, sums);
+            finish((first + i) * size + rank, sums);
         }
         barrier();
     }
@@ -296,7 +297,7 @@ FASTAR_DEVICE void fetch_ahead(const Context& x, const Command& c) {
     constexpr int kLinesPerLane = 4;
     if (c.op != Op::kMatrix || c.storage == Storage::kRows || c.resident >= 0) return;
     const Crew block = x.block_crew();
-    const int tile = block.warp / c.parts * x.team.size + x.team.rank;
+    const int tile = block.warp / c.parts * x.blocks(c) + x.block(c);
     if (tile * outputs_of_tile(c.storage) >= c.outputs) return;
     const int bytes = c.tile_bytes / c.parts;
     const std::byte* from = x.weights<std::byte>(c.weight) + static_cast<std::int64_t>(tile) * c.tile_bytes +

@@ -55,16 +55,21 @@ std::int64_t tile_bytes(const MatrixShape& shape, Storage storage) {
     return shape.taps * ((shape.inputs + kStep - 1) / kStep) * kStep * outputs_of_tile(storage) * element;
 }
 
+std::int64_t bank_bytes(const MatrixShape& shape, Storage storage) {
+    const std::int64_t outputs = outputs_of_tile(storage);
+    return (shape.outputs + outputs - 1) / outputs * tile_bytes(shape, storage);
+}
+
 Packed pack(const float* weights, const MatrixShape& shape, Storage storage) {
     const bool tiles = storage == Storage::kFloat32;
     const std::int64_t tile_outputs = outputs_of_tile(storage);
-    const std::int64_t bank_bytes = (shape.outputs + tile_outputs - 1) / tile_outputs * tile_bytes(shape, storage);
-    Packed packed{.weights = std::vector<std::byte>(static_cast<std::size_t>(shape.banks * bank_bytes)), .scales = {}};
+    const std::int64_t bytes = bank_bytes(shape, storage);
+    Packed packed{.weights = std::vector<std::byte>(static_cast<std::size_t>(shape.banks * bytes)), .scales = {}};
     if (storage == Storage::kInt8) packed.scales.resize(static_cast<std::size_t>(shape.banks * shape.outputs));
     for (std::int64_t bank = 0; bank < shape.banks; ++bank) {
         const std::int64_t row = shape.taps * shape.inputs;
         const float* from = weights + bank * shape.outputs * row;
-        std::byte* to = packed.weights.data() + bank * bank_bytes;
+        std::byte* to = packed.weights.data() + bank * bytes;
         if (tiles) {
             fill(from, shape, tile_outputs, in_tile, reinterpret_cast<float*>(to),
                  [](float w, std::int64_t) { return w; });

@@ -21,8 +21,9 @@ struct Packed {
     std::vector<float> scales;  // int8: [banks, outputs]
 };
 
-// Bytes of all that one tile of outputs needs.
+// Bytes of all that one tile of outputs needs, and of a bank's tiles.
 std::int64_t tile_bytes(const MatrixShape& shape, Storage storage);
+std::int64_t bank_bytes(const MatrixShape& shape, Storage storage);
 
 // Weights [banks, outputs, taps, inputs], inputs padded to whole steps of 16 and outputs to whole tiles.
 Packed pack(const float* weights, const MatrixShape& shape, Storage storage);

@@ -1,4 +1,4 @@
-// What the CUDA library tells of a card, told of the twin: a card with clusters and no multiprocessor at all.
+// What the CUDA library tells of a card, told of the twin: one with clusters and few multiprocessors.
 #include <cstdint>
 #include <cstring>
 

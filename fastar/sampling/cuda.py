@@ -141,7 +141,7 @@ class Cuda:
             f"{self.precision} weights ({self.packed.bytes / 1e6:.1f} MB packed), {self.card.name},"
             f" {plan.name} schedule: {plan.reason}; {plan.shared_bytes} bytes of shared memory a block;"
             f" each command once: {tally['commands']} commands, {tally['block_meetings']} meetings of a block and"
-            f" {tally['team_meetings']} of all, {tally['weight_bytes']} bytes of weights read,"
+            f" {tally['team_meetings']} of all, {tally['weight_bytes']} bytes of weights read by a block,"
             f" {tally['resident_bytes']} of them from shared memory;"
             f" predicted, not measured: {plan.predicted_us:.2f} us a position"
         ]

@@ -24,6 +24,9 @@ _BYTES_OF_A_MULTIPROCESSOR = 100e3
 _BYTES_OF_LEVEL_2 = 5.5e6
 _BYTES_OF_MEMORY = 4.0e6
 
+# Of a row, where matrices take the rest of the shared memory.
+_NUMBERS_BESIDE_WEIGHTS = 4096
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -99,34 +102,33 @@ def rows_per_team(rows: int, teams: int) -> int:
 def _plan(name: str, program: Program, pack: Pack, card: Any, wishes: Wishes, work: Cost) -> tuple[Room, Schedule]:
     threads = _threads(program)
     limit = min(wishes.shared_bytes or card.shared_per_block, card.shared_per_block)
-    if name == "grid":
-        rows = rows_per_team(wishes.rows, 1)
-        blocks = wishes.blocks or max(1, card.multiprocessors // -(-wishes.rows // rows))
-    else:
-        blocks = 1 if name == "row" else wishes.blocks or _cluster_blocks(program, threads, card)
-        rows = rows_per_team(wishes.rows, card.multiprocessors // blocks)
-    # Blocks of a grid see the same memory only outside of them.
-    numbers = 0 if name == "grid" else max(0, limit // (4 * rows) - 32)
-    room, packed, shared = _fill(program, pack, Room(numbers, blocks), rows, threads, limit, card)
-    us = _predict(name, packed, work, rows, blocks, wishes.rows, card)
-    reason = (
-        f"{rows} rows for {blocks} blocks of {threads} threads, {4 * packed.fast} bytes of a row in shared memory,"
-        f" {4 * packed.slow} in global memory"
-    )
-    return room, Schedule(name, rows, blocks, threads, shared, us, reason)
+    plans: list[tuple[Room, Schedule]] = []
+    for blocks in _team_sizes(name, card, wishes):
+        teams = 1 if name == "grid" else card.multiprocessors // blocks
+        rows = rows_per_team(wishes.rows, teams)
+        # A long ring is read at a few places only: its room may be worth more to the matrices.
+        most = max(0, limit // (4 * rows) - 32)
+        for numbers in (0,) if name == "grid" else {most, min(most, _NUMBERS_BESIDE_WEIGHTS)}:
+            room, packed, shared = _fill(program, pack, Room(numbers, blocks), rows, threads, limit, card)
+            us = _predict(name, packed, work, rows, blocks, wishes.rows, card)
+            reason = (
+                f"{rows} rows for {blocks} blocks of {threads} threads, {4 * packed.fast} bytes of a row in shared"
+                f" memory, {4 * packed.slow} in global memory"
+            )
+            plans.append((room, Schedule(name, rows, blocks, threads, shared, us, reason)))
+    return min(plans, key=lambda one: one[1].predicted_us)
 
 
-def _cluster_blocks(program: Program, threads: int, card: Any) -> int:
-    # Beyond a warp for each tile of the widest matrix, blocks would only wait.
-    tiles = max((step.out.width for step in _matrices(program)), default=1) / 8
-    blocks = 2
-    while 2 * blocks <= min(card.max_cluster, 16) and blocks * threads / 32 < tiles:
-        blocks *= 2
-    return blocks
-
-
-def _matrices(program: Program) -> list[Any]:
-    return [step for step in program.code if hasattr(step, "weight") and isinstance(getattr(step, "out", None), Ref)]
+def _team_sizes(name: str, card: Any, wishes: Wishes) -> tuple[int, ...]:
+    if name == "row":
+        return (1,)
+    if wishes.blocks is not None:
+        return (wishes.blocks,)
+    if name == "cluster":
+        return tuple(n for n in (2, 4, 8, 16) if n <= card.max_cluster)
+    # Blocks of a grid see the same memory only outside of them, and have to be resident together.
+    most: int = native.core().CUDA_MOST_ROWS
+    return (max(1, card.multiprocessors // -(-wishes.rows // most)),)
 
 
 def _threads(program: Program) -> int:
@@ -166,12 +168,12 @@ def _predict(name: str, packed: Any, work: Cost, rows: int, blocks: int, all_row
     share = work.instructions / max(1, tally["commands"])
     team = {"row": _BLOCK_MEETING, "cluster": _CLUSTER_MEETING, "grid": _GRID_MEETING}[name]
     waiting = share * (tally["block_meetings"] * _BLOCK_MEETING + tally["team_meetings"] * team)
-    read = share * (tally["weight_bytes"] - tally["resident_bytes"])
-    # From shared memory at twice the width of the path to level 2.
-    kept = share * tally["resident_bytes"] / (2 * blocks * _BYTES_OF_A_MULTIPROCESSOR)
     teams = -(-all_rows // rows)
     at_once = max(1, min(teams, card.multiprocessors // blocks))
     level_2 = _BYTES_OF_LEVEL_2 if packed.bytes <= card.l2_bytes or not card.l2_bytes else _BYTES_OF_MEMORY
-    bandwidth = min(blocks * _BYTES_OF_A_MULTIPROCESSOR, level_2 / at_once)
-    pass_us = work.instructions * _COMMAND + waiting + read / bandwidth + kept
+    bandwidth = min(_BYTES_OF_A_MULTIPROCESSOR, level_2 / (at_once * blocks))
+    read = share * (tally["weight_bytes"] - tally["resident_bytes"]) / bandwidth
+    # From shared memory at twice the width of the path to level 2.
+    kept = share * tally["resident_bytes"] / (2 * _BYTES_OF_A_MULTIPROCESSOR)
+    pass_us = work.instructions * _COMMAND + waiting + read + kept
     return float(pass_us * -(-teams // at_once))
