@@ -1,4 +1,4 @@
-#include "cpu/lstm_scan.h"
+#include "bindings/lstm_scan.h"
 
 #include <pybind11/stl.h>
 
@@ -7,17 +7,13 @@
 #include <stdexcept>
 #include <string>
 
-#include "bindings/lstm_scan.h"
+#include "bindings/address.h"
+#include "cpu/lstm_scan.h"
 
 namespace py = pybind11;
 
 namespace fastar {
 namespace {
-
-template <typename T>
-T* at(std::uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
 
 cpu::ScanAlong along_of(const std::string& name) {
     if (name == "rows") return cpu::ScanAlong::kRows;
