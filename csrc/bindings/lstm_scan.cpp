@@ -1,4 +1,4 @@
-#include "cpu/lstm_scan.h"
+#include "bindings/lstm_scan.h"
 
 #include <pybind11/stl.h>
 
