@@ -34,6 +34,12 @@ def every_x(shape: Sequence[int], levels: int) -> Tensor:
     return torch.tensor(list(itertools.product(range(levels), repeat=numel))).view(-1, *shape)
 
 
+def raster(shape: Sequence[int]) -> Tensor:
+    """The position at which each number of an image [C, H, W] is drawn, a pixel's colours one after the other."""
+    C, H, W = shape
+    return torch.arange(C * H * W).view(H, W, C).permute(2, 0, 1)
+
+
 def _params(model: Model, x: Tensor, cond: Any) -> Tensor:
     params = model(x) if cond is None else model(x, cond)
     return params.movedim(model.params_dim, -1).flatten(1, -2)

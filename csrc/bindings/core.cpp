@@ -11,9 +11,11 @@
 #include "bindings/address.h"
 #include "bindings/conv.h"
 #include "bindings/cuda_library.h"
+#include "bindings/cuda_program.h"
 #include "bindings/delayed.h"
 #include "bindings/executor.h"
 #include "bindings/heads.h"
+#include "bindings/lstm_scan.h"
 #include "bindings/nade.h"
 #include "bindings/wavenet.h"
 #include "common/memory.h"
@@ -103,8 +105,10 @@ PYBIND11_MODULE(_core, module) {
     fastar::bind_conv(module);
     fastar::bind_delayed(module);
     fastar::bind_cuda_library(module);
+    fastar::bind_cuda_program(module);
     fastar::bind_executor(module);
     fastar::bind_heads(module);
+    fastar::bind_lstm_scan(module);
     fastar::bind_nade(module);
     fastar::bind_wavenet(module);
 }

@@ -102,26 +102,33 @@ void pack_pixels(const PadArguments& arguments, std::int64_t images, float* pack
     }
 }
 
-void tap_sum(const TapSumArguments& arguments, std::span<const TapRun> runs, int threads) {
-    // Runs are cut and joined into chunks of equal depth.
-    std::vector<Piece> pieces;
-    std::int64_t depth = 0;
+Pieces pieces_of(std::span<const TapRun> runs) {
+    Pieces pieces{.list = {}, .depth = 0};
     for (const TapRun& run : runs) {
         for (std::int64_t at = 0; at < run.length;) {
-            const std::int64_t length = std::min(run.length - at, kChunk - depth % kChunk);
-            pieces.push_back(
-                {.offset = run.offset + at, .length = length, .ends_chunk = (depth + length) % kChunk == 0});
-            depth += length;
+            const std::int64_t length = std::min(run.length - at, kChunk - pieces.depth % kChunk);
+            pieces.list.push_back(
+                {.offset = run.offset + at, .length = length, .ends_chunk = (pieces.depth + length) % kChunk == 0});
+            pieces.depth += length;
             at += length;
         }
     }
-    if (!pieces.empty()) pieces.back().ends_chunk = true;
+    if (!pieces.list.empty()) pieces.list.back().ends_chunk = true;
+    return pieces;
+}
+
+std::int64_t tap_sum_items(const TapSumArguments& arguments) {
+    const std::int64_t positions = arguments.images * arguments.height * arguments.width;
+    return panels_of(arguments.columns) * ((positions + kPositions - 1) / kPositions);
+}
+
+void tap_sum(const TapSumArguments& arguments, std::span<const TapRun> runs, int threads) {
+    const Pieces pieces = pieces_of(runs);
     TapSumArguments a = arguments;
-    a.pieces = pieces.data();
-    a.piece_count = static_cast<std::int64_t>(pieces.size());
-    a.depth = depth;
-    const std::int64_t blocks = (a.images * a.height * a.width + kPositions - 1) / kPositions;
-    parallel_for(static_cast<std::size_t>(panels_of(a.columns) * blocks), 1, threads, [&](auto begin, auto end) {
+    a.pieces = pieces.list.data();
+    a.piece_count = static_cast<std::int64_t>(pieces.list.size());
+    a.depth = pieces.depth;
+    parallel_for(static_cast<std::size_t>(tap_sum_items(a)), 1, threads, [&](auto begin, auto end) {
         kernels().tap_sum(a, static_cast<std::int64_t>(begin), static_cast<std::int64_t>(end));
     });
 }

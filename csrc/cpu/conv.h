@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "cpu/kernel_table.h"
 
@@ -45,6 +46,17 @@ void pad(const PadArguments& arguments, std::int64_t images, int threads);
 // Packs the matrix [images x height x width, channels] for tap_sum: of the arguments, only what describes the source is
 // read.
 void pack_pixels(const PadArguments& arguments, std::int64_t images, float* packed, int threads);
+
+// The runs cut and joined into chunks of equal depth, as the kernel takes them.
+struct Pieces {
+    std::vector<Piece> list;
+    std::int64_t depth;
+};
+
+Pieces pieces_of(std::span<const TapRun> runs);
+
+// How many items the kernel counts for these arguments.
+std::int64_t tap_sum_items(const TapSumArguments& arguments);
 
 // out[position] = bias + the runs of that position times the packed matrix, whose depth is the runs' total length. The
 // order of each sum depends on the runs alone.

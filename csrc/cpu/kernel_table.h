@@ -160,6 +160,37 @@ inline constexpr std::int64_t kNadeRows = 8;
 inline constexpr std::int64_t kNadeGroup = 64;
 inline constexpr std::int64_t kNadeSlice = 32;
 
+// One step of an LSTM scan, see lstm_scan.h, for `count` lanes of an image, whose pixels are `stride` pixels apart:
+// rows of x and gates are 4 hidden floats per pixel (o, f, i, g), of h, cells and grad `hidden`. Rows of what is named
+// z, cell, state, handed and cell_gradient follow one another, lane by lane; so do state_gradient's, of 4 hidden.
+struct LstmGates {
+    std::int64_t hidden;
+    std::int64_t count;
+    std::int64_t stride;
+    const float* x;
+    const float* z;  // the product with the hidden units before, 4 hidden; or null
+    float* cell;     // the cell before, and then this step's
+    float* state;    // hidden units for the next step's product
+    float* h;
+    float* gates;  // activated; null together with cells
+    float* cells;
+};
+
+struct LstmGatesBackward {
+    std::int64_t hidden;
+    std::int64_t count;
+    std::int64_t stride;
+    const float* grad;    // of h; or null
+    const float* handed;  // what the next step's product says of h; or null
+    const float* gates;
+    const float* cells;
+    const float* before;  // the cell before, before_stride floats from lane to lane; or null
+    std::int64_t before_stride;
+    float* cell_gradient;   // of this step's cell from the next step, and then of the cell before
+    float* state_gradient;  // of the gates before their activation, twice
+    float* x_gradient;
+};
+
 struct KernelTable {
     void (*gather_16)(const GatherArguments<std::uint16_t>&, std::int64_t begin, std::int64_t end);
     void (*gather_32)(const GatherArguments<std::uint32_t>&, std::int64_t begin, std::int64_t end);
@@ -175,6 +206,8 @@ struct KernelTable {
     void (*nade_backward)(const NadeBackward&, std::int64_t begin, std::int64_t end, float* scratch);
     bool (*heads_forward)(const HeadsForward&, std::int64_t begin, std::int64_t end, float* scratch);
     void (*heads_backward)(const HeadsBackward&, std::int64_t begin, std::int64_t end, float* scratch);
+    void (*lstm_gates)(const LstmGates&);
+    void (*lstm_gates_backward)(const LstmGatesBackward&);
     std::uint64_t (*hash)(const std::uint64_t* data, std::size_t words, std::uint64_t seed);
     // Rows of all images of the padded output, [begin, end).
     void (*pad)(const PadArguments&, std::int64_t begin, std::int64_t end);

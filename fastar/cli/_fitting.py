@@ -26,7 +26,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "CharRNN": {"hidden": 256, "cell": "lstm"},
     "PixelCNN": {"width": 32, "depth": 4},
     "GatedPixelCNN": {"width": 32, "depth": 4},
-    "WaveNet": {"residual": 32, "skip": 64, "dilations": 8},
+    "PixelCNNpp": {"width": 32, "depth": 1, "components": 5},
+    "PixelRNN": {"hidden": 16, "depth": 3},
+    "WaveNet": {"residual": 32, "skip": 64, "dilations": 9},
     "Transformer": {"width": 128, "layers": 4, "heads": 4, "bos": 0},
 }
 

@@ -13,6 +13,7 @@ from fastar.ops.heads import (  # noqa: E402
     laplace_mixture_log_prob,
     logistic_mixture_log_prob,
 )
+from fastar.ops.lstm_scan import lstm_scan  # noqa: E402
 from fastar.ops.masked_conv2d import masked_conv2d  # noqa: E402
 from fastar.ops.masked_linear import masked_linear  # noqa: E402
 from fastar.ops.nade import nade, nade_log_prob  # noqa: E402
@@ -26,6 +27,7 @@ __all__ = [
     "gaussian_mixture_log_prob",
     "laplace_mixture_log_prob",
     "logistic_mixture_log_prob",
+    "lstm_scan",
     "masked_conv2d",
     "masked_linear",
     "nade",

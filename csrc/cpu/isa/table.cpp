@@ -4,6 +4,7 @@
 #include "cpu/isa/executor.h"
 #include "cpu/isa/gather.h"
 #include "cpu/isa/heads.h"
+#include "cpu/isa/lstm_scan.h"
 #include "cpu/isa/nade.h"
 #include "cpu/isa/wavenet.h"
 #include "cpu/kernel_table.h"
@@ -22,6 +23,8 @@ const KernelTable table{
     .nade_backward = nade_backward,
     .heads_forward = heads_forward,
     .heads_backward = heads_backward,
+    .lstm_gates = lstm_gates,
+    .lstm_gates_backward = lstm_gates_backward,
     .hash = hash,
     .pad = pad,
     .tap_sum = tap_sum,
