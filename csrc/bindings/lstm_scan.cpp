@@ -8,7 +8,7 @@
 #include <string>
 
 #include "bindings/address.h"
-#include "bindings/lstm_scan.h"
+#include "cpu/lstm_scan.h"
 
 namespace py = pybind11;
 
