@@ -19,7 +19,7 @@
 #define FASTAR_DEVICE __device__ __forceinline__
 // For what is called from many places: a copy in each would only cost instruction cache.
 #define FASTAR_DEVICE_CALL __device__ __noinline__
-#define FASTAR_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#define FASTAR_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
 // A kernel's argument whose address may be taken without a copy of it per thread.
 #define FASTAR_ARGUMENT(type) const __grid_constant__ type
 
