@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastar.native import core, why_missing
 from fastar.sampling.instructions import Loop
 from fastar.sampling.program import Program
 from fastar.sampling.reference import fingerprint
@@ -21,18 +22,33 @@ from fastar.sampling.request import Request
 # Fewer positions are stepped through: a pass of its own would not pay.
 _WORTH_IT = 8
 
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-def versions(model: Any) -> list[tuple[int, int]]:
-    """What changes when the parameters do: a sampler's weights are those of its creation, and so a prefill's."""
-    return [(p.data_ptr(), p._version) for p in model.parameters()] if isinstance(model, nn.Module) else []
+
+def contents(model: Any) -> list[int]:
+    """A fingerprint per parameter: a sampler's weights are those of its creation, and a prefill's have to be the same.
+
+    The memory itself is read, since writes through `.data` raise no version counter.
+    """
+    if not isinstance(model, nn.Module) or not hasattr(model, "prefill"):
+        return []
+    return [_content(p.detach()) for p in model.parameters()]
+
+
+def _content(p: Tensor) -> int:
+    p = p.contiguous()
+    if p.device.type == "cpu" and why_missing() is None:
+        return int(core().fingerprint(p.data_ptr(), p.nbytes, torch.get_num_threads()))
+    bits = p.flatten().view(_BITS[p.element_size()]).long()
+    return int((bits * torch.arange(1, 2 * len(bits), 2, device=p.device)).sum())
 
 
 @torch.no_grad()
 def state(
-    model: Any, program: Program, request: Request, made_with: list[tuple[int, int]], dtype: torch.dtype
+    model: Any, program: Program, request: Request, made_with: list[int], dtype: torch.dtype
 ) -> dict[str, Any] | None:
     """The record from which a run of the request continues after its known prefix; None where it has to be stepped."""
-    if request.given is None or not hasattr(model, "prefill") or versions(model) != made_with:
+    if request.given is None or not hasattr(model, "prefill") or contents(model) != made_with:
         return None
     count = min(_known(request.given), request.length - 1)
     loops = [place for place, one in enumerate(program.code) if isinstance(one, Loop)]

@@ -82,7 +82,7 @@ class Sampler:
         self.backend, self.declined = backends.choose(self.plan, backend)
         _refuse_if_too_large(self.program, self.batch_size)
         self.executor: backends.Executor | None = self.backend.make(self.plan)
-        self._versions = prefill.versions(model)
+        self._contents = prefill.contents(model)
         self._job: _Job | None = None
         self._lock = threading.Lock()
         # Positions that take about _SECONDS, as far as is known: a run is left no more often than it has to be.
@@ -173,7 +173,7 @@ class Sampler:
             if replace(program, weights={}) != replace(self.program, weights={}):
                 raise ValueError("refresh: the model has changed its shape; make a new Sampler")
             executor.repack(program.weights)
-            self.program, self._versions = program, prefill.versions(self.model)
+            self.program, self._contents = program, prefill.contents(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """The interrupted call, so that another sampler of the same model can finish it after `load_state_dict`."""
@@ -287,7 +287,7 @@ class Sampler:
         if job.run is None:
             request = job.requests[len(job.done)]
             executor = self._open()
-            state = prefill.state(self.model, self.program, request, self._versions, executor.dtype)
+            state = prefill.state(self.model, self.program, request, self._contents, executor.dtype)
             job.run = executor.start(request) if state is None else executor.resume(request, state)
         return job.run
 

@@ -61,7 +61,7 @@ def test_a_free_run_agrees_with_the_reference_on_the_same_prefix(twin: Any, name
     assert torch.equal(again.log_prob, first.log_prob)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @PLAN
 @pytest.mark.parametrize("name", [*CONSUMERS, "flow"])
 def test_a_hundred_orders_of_threads_give_the_same(twin: Any, name: str, plan: str) -> None:

@@ -69,7 +69,7 @@ def test_compiles_without_spills(module: str, capability: int, report_compiled: 
     assert not complaints(variants), "\n".join(complaints(variants))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("candidate", [1, 2])
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("module", KERNELS)

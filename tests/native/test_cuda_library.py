@@ -94,7 +94,7 @@ def test_the_library_opens_without_a_driver(csrc: Path, ahead: Path) -> None:
 
 @needs_nvcc
 @needs_core
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_source_compiles_for_the_default_cards(tmp_path: Path) -> None:
     cuda_build.build_ahead_of_time(cuda.CSRC, tmp_path)
     library = native.core().CudaLibrary(str(tmp_path / cuda_build.PACKAGED))

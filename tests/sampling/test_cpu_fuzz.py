@@ -61,6 +61,6 @@ def test_mutated_programs_are_refused_or_run(tmp_path: Path) -> None:
     _in_a_child(1, 600, tmp_path / "last")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_many_mutated_programs_are_refused_or_run(tmp_path: Path) -> None:
     _in_a_child(2, 20_000, tmp_path / "last")
