@@ -15,7 +15,7 @@ from fastar import _identity
 COMMANDS = {
     "doctor": "What is installed, what works on this machine, and why the rest does not",
     "bench": "Measure ops against what PyTorch offers, on this machine",
-    "demo": "Train a small autoregressive model and sample from it",
+    "demo": "Train three small models, on digits, text and sound, and sample from them",
     "train": "Train a model on a data set or on files, resumably",
     "sample": "Sample from a checkpoint into a PNG, WAV, text or CSV file",
 }

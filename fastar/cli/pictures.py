@@ -1,4 +1,4 @@
-"""Small grey pictures in a terminal, two pixels to a character, and on a sheet in a PNG."""
+"""What a model draws, writes and sings, in a terminal and in a PNG."""
 
 from __future__ import annotations
 
@@ -32,12 +32,38 @@ class Sheet:
 
 
 @dataclass(frozen=True)
+class Passage:
+    """Lines of text under a heading."""
+
+    heading: str
+    lines: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Waves:
+    """Signals [N, T] from -1 to 1 under a heading, one above the other."""
+
+    heading: str
+    signals: Tensor
+    rate: int
+
+
+@dataclass(frozen=True)
 class Curve:
     """One line of a chart: its name, and its value after each epoch from `first` on."""
 
     name: str
     values: Sequence[float]
     first: int = 1
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What belongs to one model: contents one above the other, and below them a chart of its curves."""
+
+    contents: Sequence[Sheet | Passage | Waves]
+    curves: Sequence[Curve]
+    unit: str
 
 
 def tile(images: Tensor, columns: int, gap_rows: int = GAP_ROWS, gap_columns: int = GAP_COLUMNS) -> Tensor:
@@ -73,6 +99,13 @@ def half_blocks(picture: Tensor, console: Console) -> Text:
     return text
 
 
+def sparkline(signal: Tensor, console: Console) -> str:
+    """A signal [T] from -1 to 1 as a line of T characters, by their height."""
+    heights = " .:-=+*#" if console.options.ascii_only else "▁▂▃▄▅▆▇█"
+    places = ((signal.clamp(-1, 1) + 1) / 2 * (len(heights) - 1)).round().long()
+    return "".join(heights[k] for k in places.tolist())
+
+
 def _glyph(top: bool, bottom: bool, ascii_only: bool) -> str:
     glyphs = " .'#" if ascii_only else " ▄▀█"
     return glyphs[2 * top + bottom]
@@ -89,21 +122,42 @@ def _grey(value: float) -> Color:
     return Color.from_rgb(level, level, level)
 
 
-def write_png(out: Path, title: str, sheets: Sequence[Sheet], curves: Sequence[Curve], unit: str) -> None:
-    """A PNG: the sheets side by side, dark on light, above a chart of the curves over the epochs."""
+def write_png(out: Path, title: str, panels: Sequence[Panel]) -> None:
+    """A PNG: the panels side by side, dark on light."""
     # Without pyplot, which would look for a display.
-    figure = Figure(figsize=(10, 8.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(5 * len(panels), 10.5), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
-    grid = figure.add_gridspec(2, len(sheets), height_ratios=[2.7, 1])
-    for place, sheet in enumerate(sheets):
-        axes = figure.add_subplot(grid[0, place])
-        picture = tile(sheet.images, sheet.columns, gap_rows=1, gap_columns=1).nan_to_num(0.15)
-        axes.imshow(picture.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
-        axes.set_title(sheet.heading)
-        axes.set_axis_off()
-    _chart(figure.add_subplot(grid[1, :]), curves, unit)
+    most = max(len(panel.contents) for panel in panels)
+    grid = figure.add_gridspec(most + 1, len(panels))
+    for column, panel in enumerate(panels):
+        for row, content in enumerate(panel.contents):
+            axes = figure.add_subplot(grid[row, column])
+            axes.set_title(content.heading)
+            _draw(axes, content)
+        _chart(figure.add_subplot(grid[most, column]), panel.curves, panel.unit)
     figure.savefig(out, format="png")
+
+
+def _draw(axes: Axes, content: Sheet | Passage | Waves) -> None:
+    if isinstance(content, Sheet):
+        picture = tile(content.images, content.columns, gap_rows=1, gap_columns=1).nan_to_num(0.15)
+        axes.imshow(picture.numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_axis_off()
+    elif isinstance(content, Passage):
+        # A dollar sign of the text opens no formula.
+        axes.text(
+            0, 1, "\n".join(content.lines), transform=axes.transAxes, va="top", family="monospace", fontsize=7.5,
+            parse_math=False,
+        )  # fmt: skip
+        axes.set_axis_off()
+    else:
+        count, length = content.signals.shape
+        time = torch.arange(length) * (1000 / content.rate)
+        for k, signal in enumerate(content.signals):
+            axes.plot(time.numpy(), (signal + 2 * (count - 1 - k)).numpy(), color="black", linewidth=0.7)
+        axes.set(xlabel="ms", yticks=[], xlim=(0, float(time[-1])), ylim=(-1.1, 2 * count - 0.9))
+        axes.spines[["top", "right", "left"]].set_visible(False)
 
 
 def write_chart(out: Path, title: str, curves: Sequence[Curve], unit: str) -> None:

@@ -53,17 +53,40 @@ def test_with_colours_each_cell_carries_both_greys():
     )
 
 
+@pytest.mark.parametrize(("encoding", "line"), [("utf-8", "▁▁▅▇█"), ("ascii", "  =*#")])
+def test_a_sparkline_is_as_high_as_the_signal(encoding, line):
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    assert pictures.sparkline(torch.tensor([-1.5, -1.0, 0.1, 0.6, 1.0]), console) == line
+
+
+def test_the_png_holds_text_as_it_is_and_waves(tmp_path):
+    from matplotlib.image import imread
+
+    def drawn(name, content):
+        pictures.write_png(tmp_path / name, "", [pictures.Panel([content], [pictures.Curve("curve", [1.0])], "bits")])
+        return torch.from_numpy(imread(tmp_path / name)[..., :3].copy()).mean(-1)
+
+    # As a formula this would not parse.
+    assert (drawn("text.png", pictures.Passage("", [r"$x_{$ \\frac"])) < 0.5).sum() > (
+        drawn("none.png", pictures.Passage("", [])) < 0.5
+    ).sum() + 100
+    loud, silent = (
+        (drawn(name, pictures.Waves("", signals, 8000)) < 0.5).sum()
+        for name, signals in (("loud.png", torch.rand(2, 500) * 2 - 1), ("silent.png", torch.zeros(2, 500)))
+    )
+    assert loud > 2 * silent
+
+
 def test_the_png_shows_the_sheets_dark_on_light(tmp_path):
     from matplotlib.image import imread
 
     images = torch.zeros(4, 8, 8)
     images[0] = 1
     out = tmp_path / "sheet.png"
-    pictures.write_png(
-        out, "title", [pictures.Sheet("all", images, 2)], [pictures.Curve("curve", [3.0, 2.0, 1.0])], "bits"
-    )
+    panel = pictures.Panel([pictures.Sheet("all", images, 2)], [pictures.Curve("curve", [3.0, 2.0, 1.0])], "bits")
+    pictures.write_png(out, "title", [panel, panel])
     drawn = torch.from_numpy(imread(out)[..., :3].copy()).mean(-1)
-    assert tuple(drawn.shape) == (1230, 1500)
+    assert tuple(drawn.shape) == (1365, 1300)
     # One of four pictures is black: a block of black pixels, and about three times as many white ones in the sheet.
     black = (drawn < 0.01).nonzero()
     height, width = (black.amax(0) - black.amin(0) + 1).tolist()
