@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastar.sampling.builder import Builder
+from fastar.sampling.draws import SamplingError
 from fastar.sampling.index import Index, Ref, variable
 from fastar.sampling.instructions import (
     Attention,
@@ -284,7 +286,9 @@ def _fuzz(data: st.DataObject, name: str) -> None:
         request = make(program, 2, seed=1, length=None if program.positions else min(6, program.limit or 6))
     except ValueError:
         return
-    Reference(program).start(request).advance()
+    # Changed numbers may lead to a draw from what is no number: the run then ends with an error that says so.
+    with contextlib.suppress(SamplingError):
+        Reference(program).start(request).advance()
 
 
 @settings(max_examples=120, deadline=None)
