@@ -94,7 +94,11 @@ class BuildNative(build_ext):
 core = Extension(
     "fastar._core",
     sources=relative(
-        [p for folder in ("common", "cpu", "cpu/executor", "bindings") for p in ROOT.glob(f"csrc/{folder}/*.cpp")]
+        [
+            p
+            for folder in ("common", "cpu", "cpu/executor", "cuda", "bindings")
+            for p in ROOT.glob(f"csrc/{folder}/*.cpp")
+        ]
     ),
     depends=relative(list(ROOT.glob("csrc/**/*.h"))),
     include_dirs=[pybind11.get_include(), "csrc"],

@@ -112,15 +112,21 @@ def _busy_and_all() -> tuple[float, float] | None:
 def probe(device: torch.device, dtype: torch.dtype, *, quick: bool = False) -> Probes:
     """Measure the roofs of this minute; some machines change their memory's speed from one minute to the next."""
     clock = clock_for(device)
-    size = max((64 if quick else 256) * MIB, 4 * cache_bytes(device))
+    read_once, size = reading(device, quick=quick)
     source = torch.ones(size // 4, device=device)
     target = torch.empty_like(source)
-    # Two long rows: a sum over one row falls into a slower path of torch's reductions on the CPU.
-    rows = source.view(2, -1)
     repetitions = 3 if quick else 10
     copied = 2 * size / _fastest(lambda: target.copy_(source), clock, repetitions)
-    read = size / _fastest(lambda: rows.sum(1), clock, repetitions)
+    read = size / _fastest(read_once, clock, repetitions)
     return Probes(read, copied, _matrix_rate(device, dtype, clock, quick))
+
+
+def reading(device: torch.device, *, quick: bool = False) -> tuple[Callable[[], object], int]:
+    """A call that reads memory and nothing else, and how many bytes it reads."""
+    size = max((64 if quick else 256) * MIB, 4 * cache_bytes(device))
+    # Two long rows: a sum over one row falls into a slower path of torch's reductions on the CPU.
+    rows = torch.ones(2, size // 8, device=device)
+    return lambda: rows.sum(1), size
 
 
 def _matrix_rate(device: torch.device, dtype: torch.dtype, clock: Clock, quick: bool) -> float:

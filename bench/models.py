@@ -27,7 +27,7 @@ from fastar.bench import machine, report
 from fastar.cli._training import Plan, Trainer, start
 from fastar.data import sets, tables
 from fastar.models import Model, load
-from fastar.models.flows import AffineLayer
+from fastar.models._affine import AffineLayer
 from fastar.models.orderless import Orderless
 from fastar.sampling import Sampler, draws
 
@@ -57,10 +57,13 @@ TABLE = [
     Row("CategoricalSBN", "digits", 30, {}),
     Row("MADE", "digits", 60, {"hidden": [512, 512], "dropout": 0.3}),
     Row("PixelCNN", "digits", 12, {"width": 32, "depth": 3}),
+    Row("GatedPixelCNN", "digits", 12, {"width": 32, "depth": 3, "kernel_size": 3, "block_kernel_size": 3}),
     Row("RNADE", "mixture", 30, {"hidden": 64, "components": 8}),
     Row("MAF", "mixture", 30, {"hidden": [64, 64], "layers": 5}),
     Row("IAF", "mixture", 30, {"hidden": [64, 64], "layers": 5}),
     Row("DocNADE", "topics", 4, {"hidden": 64}, length=64),
+    Row("WaveNet", "vowels", 16, {"residual": 24, "skip": 48, "dilations": 7}, 5e-3, length=128),
+    Row("Transformer", "topics", 4, {"width": 64, "layers": 2, "heads": 4}, length=64),
     Row("CharRNN", "topics", 4, {"hidden": 128, "cell": "lstm"}, 5e-3, length=64),
 ]
 
@@ -74,7 +77,7 @@ def measure(row: Row, folder: Path) -> dict[str, Any]:
     trainer.run(lambda progress: None)
     model = load(folder).eval()
     T = None if not any(isinstance(size, str) for size in model.data_shape) else trainer.x.shape[1]
-    sampler = Sampler(model, ROWS)
+    sampler = Sampler(model, ROWS, threads=torch.get_num_threads())
     fast = _median(lambda: sampler.sample(ROWS, length=T, seed=1), 5)
     naive = naive_sampler(model, T)
     own = {"mixture": tables.mixture, "rings": tables.rings, "chain": tables.chain}.get(row.data)
@@ -98,7 +101,7 @@ def measure(row: Row, folder: Path) -> dict[str, Any]:
 def naive_sampler(model: Model, length: int | None) -> Callable[[], Tensor] | None:
     """A full pass per position; None where a model has none, because it samples in one pass anyway."""
     if isinstance(model.layers[0] if hasattr(model, "layers") else None, AffineLayer):
-        return lambda: _by_full_passes(model) if model.reads_data else model.inverse(torch.randn(ROWS, model.dim))[0]
+        return (lambda: _by_full_passes(model)) if model.reads_data else None
     shape = [length if isinstance(size, str) else size for size in model.data_shape]
     program = model.lower()
     layout = program.weights[program.layout].long() if program.layout else torch.arange(torch.Size(shape).numel())
@@ -157,11 +160,11 @@ def markdown(results: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
         least = one["least_possible"]
         score = f"{one['held_out']:.3f} {one['unit']}" + ("" if least is None else f" (least possible {least:.3f})")
         naive = one["naive_s"]
-        slow = "" if naive is None else f"{report.time_text(naive * 1e6)} ({naive / one['fast_s']:.0f}x)"
+        slow = "" if naive is None else f"{report.time_text(naive * 1e6)} ({naive / one['fast_s']:.1f}x)"
         cells = [f"`{one['model']}`", one["data"], score, f"{one['parameters']:,}"]
         lines.append(f"| {' | '.join(cells)} | **{report.time_text(one['fast_s'] * 1e6)}** | {slow} |")
     threads = results[0]["threads"]
-    note = f"On {about['processor']}, torch {about['torch']}, {threads} thread{'s' if threads > 1 else ''} of torch."
+    note = f"On {about['processor']}, torch {about['torch']}, {threads} thread{'s' if threads > 1 else ''} either way."
     return START + "\n".join(lines) + f"\n\n{note}\n" + END
 
 

@@ -34,6 +34,7 @@ def to_json(results: Sequence[Result]) -> list[dict[str, Any]]:
             "floor_us": result.floor_us,
             "ratio_to_floor": result.ratio_to_floor,
             "samples": len(result.ours.seconds),
+            "read_in_turn_bytes_per_s": result.read_in_turn,
             "bytes_per_s": result.bytes_per_s,
             "flops_per_s": result.flops_per_s,
         }
@@ -82,10 +83,12 @@ def machine_text(result: Result) -> str:
 def rates_text(result: Result) -> str:
     """What ours reaches, beside what this machine did in the probes."""
     probes = result.probes
+    in_turn = "" if result.read_in_turn is None else f", read in turn {rate_text(result.read_in_turn, 'B')}"
     return (
         f"{OURS}: {rate_text(result.flops_per_s, 'FLOP')} of {rate_text(probes.matrix_flops_per_s, 'FLOP')};"
         f" {rate_text(result.bytes_per_s, 'B')} of {rate_text(probes.read_bytes_per_s, 'B')}"
-        f" (copy {rate_text(probes.copy_bytes_per_s, 'B')})"
+        f" (copy {rate_text(probes.copy_bytes_per_s, 'B')}"
+        f"{in_turn})"
     )
 
 

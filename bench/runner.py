@@ -23,6 +23,9 @@ AGREEMENT = 2e-2
 # A GPU's input sets together exceed its cache this many times.
 CACHES = 3
 
+# Names among the calls that are timed in turn; no alternative is called so.
+OURS, READING = "", "\0reading"
+
 # The distance between quartiles, as a part of the median, from which a figure is called noisy.
 NOISY = 0.1
 
@@ -44,6 +47,8 @@ class Result:
     ours: Samples
     alternatives: dict[str, Samples]
     absent: dict[str, str]
+    # Bytes per second of plain reading, taken in turn with the contenders; where memory bounds a case on a CPU.
+    read_in_turn: float | None = None
     # How many times the measured part of an alternative was multiplied.
     parts: dict[str, int] = field(default_factory=dict)
 
@@ -69,7 +74,9 @@ class Result:
         """The time that the counted bytes and operations take at the rates probed in this run."""
         # Nothing evicts a CPU's inputs between calls: what fits its cache is never read from memory.
         moved = self.case.bytes if self.device != "cpu" or self.case.bytes > self.cache_bytes else 0.0
-        seconds = max(moved / self.probes.bytes_per_s, self.case.flops / self.probes.matrix_flops_per_s)
+        # Some machines change their memory's speed within a run: what was read in turn saw what the contenders saw.
+        rate = self.read_in_turn or self.probes.bytes_per_s
+        seconds = max(moved / rate, self.case.flops / self.probes.matrix_flops_per_s)
         return seconds * 1e6 / self.case.per
 
     @property
@@ -105,7 +112,12 @@ def measure(
     torch.manual_seed(0)
     before = machine.probe(device, case.dtype, quick=quick)
     ours, alternatives, absent, parts = _prepare(case, device, max(1, copies))
-    samples = timing.interleaved({"": ours, **alternatives}, timing.clock_for(device), effort, on_progress)
+    calls = {OURS: ours, **alternatives}
+    reads = device.type == "cpu" and case.bytes > cache > 0
+    if reads:
+        calls[READING], size = machine.reading(device, quick=quick)
+    samples = timing.interleaved(calls, timing.clock_for(device), effort, on_progress)
+    read_in_turn = size / samples.pop(READING).median if reads else None
     after = machine.probe(device, case.dtype, quick=quick)
     if "torch._dynamo" in sys.modules:
         # Dynamo compiles one function for a limited number of shapes; the next case starts from none.
@@ -121,9 +133,10 @@ def measure(
         ),
         cache_bytes=cache,
         threads=torch.get_num_threads(),
-        ours=samples.pop(""),
+        ours=samples.pop(OURS),
         alternatives={name: _times(one, parts.get(name, 1)) for name, one in samples.items()},
         absent=absent,
+        read_in_turn=read_in_turn,
         parts=parts,
     )
 

@@ -27,6 +27,9 @@ class Effort:
     sample_seconds: float
 
 
+# Threads of the contender before go on spinning for some milliseconds, on cores that the next one needs.
+SETTLING_SECONDS = 0.01
+
 FULL = Effort(rounds=50, least=9, seconds=20.0, warm_up_seconds=0.5, sample_seconds=0.01)
 QUICK = Effort(rounds=9, least=3, seconds=1.0, warm_up_seconds=0.05, sample_seconds=0.001)
 
@@ -119,6 +122,8 @@ def interleaved(
     spent = 0.0
     for done in range(1, effort.rounds + 1):
         for name in names:
+            if isinstance(clock, HostClock):
+                time.sleep(SETTLING_SECONDS)
             sample = clock.time(calls[name], repeats[name])
             spent += sample
             seconds[name].append(sample / repeats[name])

@@ -34,6 +34,12 @@ def every_x(shape: Sequence[int], levels: int) -> Tensor:
     return torch.tensor(list(itertools.product(range(levels), repeat=numel))).view(-1, *shape)
 
 
+def raster(shape: Sequence[int]) -> Tensor:
+    """The position at which each number of an image [C, H, W] is drawn, a pixel's colours one after the other."""
+    C, H, W = shape
+    return torch.arange(C * H * W).view(H, W, C).permute(2, 0, 1)
+
+
 def _params(model: Model, x: Tensor, cond: Any) -> Tensor:
     params = model(x) if cond is None else model(x, cond)
     return params.movedim(model.params_dim, -1).flatten(1, -2)
@@ -189,10 +195,10 @@ def assert_refuses_bad_data(model: Model, x: Tensor) -> None:
     if wrong.dtype != torch.uint8:
         with pytest.raises(ValueError, match=r"x: expected .*; at \[0, .*\] came"):
             model(wrong)
-    if levels is None:
+    if model.distribution.is_density:
         with pytest.raises(ValueError, match=r"levels: real data have no bits per dim"):
             model.nll_bits_per_dim(x)
-    elif levels > 2:
+    elif levels is not None and levels > 2:
         with pytest.raises(TypeError, match=r"x: expected dtype int64.*, got float32"):
             model(x.float())
     with pytest.raises(ValueError, match=r"preset: .* not 'nothing'"):

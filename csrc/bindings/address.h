@@ -1,5 +1,7 @@
 #pragma once
 
+#include <pybind11/pybind11.h>
+
 #include <cstdint>
 
 namespace fastar {
@@ -8,6 +10,12 @@ namespace fastar {
 template <typename T>
 T* at(std::uintptr_t address) {
     return reinterpret_cast<T*>(address);
+}
+
+// The same of what may be None.
+template <typename T>
+T* address(const pybind11::handle& value) {
+    return value.is_none() ? nullptr : reinterpret_cast<T*>(value.cast<std::uintptr_t>());
 }
 
 }  // namespace fastar

@@ -11,6 +11,7 @@
 #include "bindings/address.h"
 #include "bindings/conv.h"
 #include "bindings/cuda_library.h"
+#include "bindings/cuda_program.h"
 #include "bindings/delayed.h"
 #include "bindings/executor.h"
 #include "bindings/heads.h"
@@ -104,6 +105,7 @@ PYBIND11_MODULE(_core, module) {
     fastar::bind_conv(module);
     fastar::bind_delayed(module);
     fastar::bind_cuda_library(module);
+    fastar::bind_cuda_program(module);
     fastar::bind_executor(module);
     fastar::bind_heads(module);
     fastar::bind_lstm_scan(module);

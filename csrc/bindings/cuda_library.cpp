@@ -41,6 +41,8 @@ CudaLibrary::CudaLibrary(const std::string& path)
     device_count_ = symbol<decltype(fastar_cuda_device_count)>("fastar_cuda_device_count");
     describe_ = symbol<decltype(fastar_cuda_describe)>("fastar_cuda_describe");
     fill_uniforms_ = symbol<decltype(fastar_cuda_fill_uniforms)>("fastar_cuda_fill_uniforms");
+    run_ = symbol<decltype(fastar_cuda_run)>("fastar_cuda_run");
+    configure_ = reinterpret_cast<decltype(configure_)>(dlsym(handle_.get(), "fastar_twin_configure"));
 }
 
 FastarCudaVersions CudaLibrary::versions() const {
@@ -64,6 +66,15 @@ FastarCudaDevice CudaLibrary::describe(int device) const {
 void CudaLibrary::fill_uniforms(double* uniforms, std::uint64_t seed, std::uint64_t row_offset, std::int64_t rows,
                                 std::int64_t positions, std::int64_t draws, bool continuous, void* stream) const {
     require("CUDA uniforms", fill_uniforms_(uniforms, seed, row_offset, rows, positions, draws, continuous, stream));
+}
+
+void CudaLibrary::run(const cuda::Run& run, void* stream) const {
+    require("CUDA run", run_(&run, stream));
+}
+
+void CudaLibrary::configure(std::uint64_t seed, std::uint32_t blocks) const {
+    if (!is_twin()) throw std::runtime_error("CUDA library: only the host twin has an order of threads to choose");
+    configure_(seed, blocks);
 }
 
 void bind_cuda_library(py::module_& module) {
@@ -98,7 +109,9 @@ void bind_cuda_library(py::module_& module) {
                                    continuous, reinterpret_cast<void*>(stream));
             },
             py::kw_only(), py::arg("uniforms"), py::arg("seed"), py::arg("row_offset"), py::arg("rows"),
-            py::arg("positions"), py::arg("draws"), py::arg("continuous"), py::arg("stream"), unlocked);
+            py::arg("positions"), py::arg("draws"), py::arg("continuous"), py::arg("stream"), unlocked)
+        .def_property_readonly("is_twin", &CudaLibrary::is_twin)
+        .def("configure", &CudaLibrary::configure, py::arg("seed"), py::arg("blocks") = 0);
 }
 
 }  // namespace fastar

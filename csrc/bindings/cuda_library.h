@@ -25,6 +25,11 @@ class CudaLibrary {
     FastarCudaDevice describe(int device) const;
     void fill_uniforms(double* uniforms, std::uint64_t seed, std::uint64_t row_offset, std::int64_t rows,
                        std::int64_t positions, std::int64_t draws, bool continuous, void* stream) const;
+    void run(const cuda::Run& run, void* stream) const;
+
+    // The host twin of the kernels has an order of threads to choose; std::runtime_error for a library of a card.
+    bool is_twin() const { return configure_ != nullptr; }
+    void configure(std::uint64_t seed, std::uint32_t blocks) const;
 
   private:
     struct Close {
@@ -41,6 +46,8 @@ class CudaLibrary {
     decltype(&fastar_cuda_device_count) device_count_;
     decltype(&fastar_cuda_describe) describe_;
     decltype(&fastar_cuda_fill_uniforms) fill_uniforms_;
+    decltype(&fastar_cuda_run) run_;
+    void (*configure_)(std::uint64_t, std::uint32_t);
 };
 
 void bind_cuda_library(pybind11::module_& module);

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/address.h"
 #include "bindings/read_program.h"
 #include "cpu/executor/plan.h"
 #include "cpu/executor/run.h"
@@ -19,11 +20,6 @@ namespace {
 
 using cpu::Plan;
 using cpu::Run;
-
-template <typename T>
-T* address(const py::handle& value) {
-    return value.is_none() ? nullptr : reinterpret_cast<T*>(value.cast<std::uintptr_t>());
-}
 
 std::shared_ptr<Plan> make_plan(const py::object& program, const py::dict& weights, const std::string& precision,
                                 int threads, std::int64_t rows, const std::string& sharing) {

@@ -1,14 +1,16 @@
 // The entry points of the CUDA library: what csrc/bindings/cuda_library.cpp looks up by name. Plain C types only, so
 // that the library and the extension may come from different compilers.
 //
-// Functions that can fail return nullptr, or a message with static lifetime. None of them needs a driver to be called:
-// without one they return the runtime's message.
+// Functions that can fail return nullptr, or a message that lives until the thread's next call. None of them needs a
+// driver to be called: without one they return the runtime's message.
 #pragma once
 
 #include <cstdint>
 
+#include "cuda/run.h"
+
 // Raised whenever a declaration below changes; a library of another version is not used.
-inline constexpr int kFastarCudaApi = 1;
+inline constexpr int kFastarCudaApi = 2;
 
 struct FastarCudaVersions {
     std::int32_t driver;   // 13000 is CUDA 13.0; 0 where no driver is installed
@@ -50,6 +52,14 @@ const char* fastar_cuda_describe(std::int32_t device, FastarCudaDevice* descript
 // discrete or continuous draws, enqueued on `stream`.
 const char* fastar_cuda_fill_uniforms(double* uniforms, std::uint64_t seed, std::uint64_t row_offset, std::int64_t rows,
                                       std::int64_t positions, std::int64_t draws, bool continuous, void* stream);
+
+// Carries a run on to `run->target`, enqueued on `stream`, as its schedule says.
+const char* fastar_cuda_run(const fastar::cuda::Run* run, void* stream);
+
+#ifdef FASTAR_TWIN
+// Of the twin alone: the order of threads in launches to come, and how many blocks run side by side (0: any number).
+void fastar_twin_configure(std::uint64_t seed, std::uint32_t blocks);
+#endif
 
 }  // extern "C"
 #pragma GCC visibility pop

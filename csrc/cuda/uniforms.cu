@@ -1,23 +1,21 @@
 // The random numbers of csrc/common/philox.h, made on the device.
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <cstdint>
 
 #include "common/philox.h"
 #include "cuda/api.h"
-#include "cuda/error.cuh"
+#include "cuda/launch.cuh"
 
 namespace fastar::cuda {
 namespace {
 
 constexpr int kThreads = 256;
 
-__global__ void __launch_bounds__(kThreads)
-    fill_uniforms(double* uniforms, std::uint64_t seed, std::uint64_t row_offset, std::int64_t count,
-                  std::int64_t positions, std::int64_t draws, bool continuous) {
-    const std::int64_t stride = std::int64_t{gridDim.x} * kThreads;
-    for (std::int64_t i = std::int64_t{blockIdx.x} * kThreads + threadIdx.x; i < count; i += stride) {
+FASTAR_KERNEL(kThreads)
+fill_uniforms(double* uniforms, std::uint64_t seed, std::uint64_t row_offset, std::int64_t count,
+              std::int64_t positions, std::int64_t draws, bool continuous) {
+    const std::int64_t stride = std::int64_t{block_count()} * kThreads;
+    for (std::int64_t i = std::int64_t{block_index()} * kThreads + thread_index(); i < count; i += stride) {
         const std::int64_t draw = i % draws;
         const std::int64_t position = i / draws % positions;
         const std::int64_t row = i / draws / positions;
@@ -37,13 +35,9 @@ extern "C" const char* fastar_cuda_fill_uniforms(double* uniforms, std::uint64_t
     return guarded([&] {
         const std::int64_t count = rows * positions * draws;
         if (count == 0) return;
-        cudaLaunchConfig_t config{};
         // A grid is at most 2^31 - 1 blocks wide; what is beyond goes round the kernel's own loop.
-        config.gridDim =
-            dim3(static_cast<unsigned>(std::min<std::int64_t>((count + kThreads - 1) / kThreads, 1 << 20)));
-        config.blockDim = dim3(kThreads);
-        config.stream = static_cast<cudaStream_t>(stream);
-        check(cudaLaunchKernelEx(&config, fill_uniforms, uniforms, seed, row_offset, count, positions, draws,
-                                 continuous));
+        const auto blocks = static_cast<unsigned>(std::min<std::int64_t>((count + kThreads - 1) / kThreads, 1 << 20));
+        launch({.blocks = blocks, .threads = kThreads}, stream, fill_uniforms, uniforms, seed, row_offset, count,
+               positions, draws, continuous);
     });
 }

@@ -25,6 +25,11 @@ SIZES: dict[str, dict[str, Any]] = {
     "IAF": {"hidden": [64, 64], "layers": 5},
     "CharRNN": {"hidden": 256, "cell": "lstm"},
     "PixelCNN": {"width": 32, "depth": 4},
+    "GatedPixelCNN": {"width": 32, "depth": 4},
+    "PixelCNNpp": {"width": 32, "depth": 1, "components": 5},
+    "PixelRNN": {"hidden": 16, "depth": 3},
+    "WaveNet": {"residual": 32, "skip": 64, "dilations": 9},
+    "Transformer": {"width": 128, "layers": 4, "heads": 4, "bos": 0},
 }
 
 
@@ -71,7 +76,7 @@ def examples(model: Model, x: Tensor) -> Tensor:
 def per_dim(model: Model, x: Tensor) -> tuple[float, str]:
     """What nats are divided by for the screen, and the unit: bits per dim of levels, nats per dim of real numbers."""
     numbers = math.prod(x.shape[1:])
-    return (numbers * math.log(2), "bits/dim") if model.distribution.levels is not None else (numbers, "nats/dim")
+    return (numbers, "nats/dim") if model.distribution.is_density else (numbers * math.log(2), "bits/dim")
 
 
 def device_of(name: str) -> torch.device:

@@ -76,9 +76,12 @@ def read_png(folder: str | os.PathLike[str]) -> Tensor:
     for file in files:
         try:
             with Image.open(file, formats=["PNG"]) as opened:
-                picture = np.asarray(opened.convert("L" if opened.mode in ("1", "L") else "RGB"))
+                mode = opened.mode
+                picture = np.asarray(opened.convert("L" if mode in ("1", "L") else "RGB"))
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
             raise ValueError(f"{file}: no PNG that can be read ({error})") from error
+        if mode not in ("1", "L", "P", "RGB"):
+            raise ValueError(f"{file}: expected 8 bits per channel, grey or RGB without transparency, got {mode}")
         pictures.append(picture)
         if picture.shape[:2] != pictures[0].shape[:2]:
             raise ValueError(

@@ -35,6 +35,11 @@ class Distribution(abc.ABC):
         return None
 
     @property
+    def is_density(self) -> bool:
+        """Whether `log_prob` is that of a density; real numbers may also stand for the steps that they are at."""
+        return self.head.kind in ("normal", "gaussian", "laplace")
+
+    @property
     def params(self) -> int:
         """Parameters per position."""
         return self.head.params

@@ -23,6 +23,8 @@ from fastar.models.made import MADE  # noqa: E402
 from fastar.models.model import Model  # noqa: E402
 from fastar.models.nade import NADE, RNADE  # noqa: E402
 from fastar.models.pixelcnn import PixelCNN  # noqa: E402
+from fastar.models.pixelcnnpp import PixelCNNpp  # noqa: E402
+from fastar.models.pixelrnn import PixelRNN  # noqa: E402
 from fastar.models.transformer import Transformer  # noqa: E402
 from fastar.models.wavenet import WaveNet  # noqa: E402
 
@@ -41,6 +43,8 @@ __all__ = [
     "GatedPixelCNN",
     "Model",
     "PixelCNN",
+    "PixelCNNpp",
+    "PixelRNN",
     "Transformer",
     "WaveNet",
     "by_name",

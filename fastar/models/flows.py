@@ -8,161 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastar import _checks
 from fastar.distributions import Normal
 from fastar.models import _condition, _masks, _order
-from fastar.models._incremental import Incremental
-from fastar.models.made import MaskedNetwork
+from fastar.models._affine import SCALES, AffineLayer, BatchNorm
 from fastar.models.model import Model
 from fastar.sampling import Builder, Head, LoweringError, Program, Sampler, SampleResult, Value
-from fastar.sampling.dimensions import Schedule
 from fastar.sampling.index import Ref
 from fastar.sampling.instructions import Draw, Elementwise, Emit, Linear
 
-# log s(u) by name. What the others add to a plain exponential keeps a scale away from 0, or from infinity.
-SCALES: dict[str, Callable[[Tensor], Tensor]] = {
-    "exp": lambda u: u,
-    "exp_clamped": lambda u: u.clamp(-5, 3),
-    "softplus": lambda u: torch.log(F.softplus(u) + 1e-3),
-    "sigmoid": lambda u: torch.log(torch.sigmoid(u + 2) + 1e-3),
-    "exp_soft": lambda u: u / (1 + (u / math.log(1e-3)).abs()),
-}
 # Those that a step program can express: it has no logarithm and no division.
 _LOWERED = ("exp", "exp_clamped")
-
-
-class AffineLayer(nn.Module):
-    """One transform: a masked network that gives a shift and a scale to each dimension from those before it.
-
-    `parallel` maps the side that the network reads to the other in one pass; `sequential` is its inverse. `scales`
-    says whether the parallel direction multiplies by s and adds m, or takes m away and divides.
-    """
-
-    def __init__(
-        self,
-        hidden: Sequence[int],
-        order: Tensor,
-        degrees: Sequence[Tensor],
-        *,
-        scale: str,
-        scales: bool,
-        activation: str,
-        residual: bool,
-        cond_dim: int,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
-        super().__init__()
-        self.order, self.scale, self.scales, self.cond_dim = order, scale, scales, cond_dim
-        self.dim = len(order)
-        self.network = MaskedNetwork(
-            self.dim + cond_dim,
-            hidden,
-            2 * self.dim,
-            activation=activation,
-            residual=residual,
-            device=device,
-            dtype=dtype,
-        )
-        self.network.connect(_masks.by_degrees(order, degrees, 2, "feature", cond_dim))
-
-    def parallel(self, known: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The other side of `known` [B, D], and the logarithm [B] of the Jacobian's determinant."""
-        m, log_s = self._shift_and_scale(self.network(known if cond is None else torch.cat([known, cond], 1)))
-        return self._affine(known, m, log_s, self.scales), (log_s if self.scales else -log_s).sum(1)
-
-    def sequential(self, other: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The inverse of `parallel`.
-
-        Without gradients one pass in all, dimension by dimension. With gradients D passes: after k of them the first k
-        dimensions are right, and so are their derivatives.
-        """
-        if torch.is_grad_enabled() and (other.requires_grad or any(p.requires_grad for p in self.parameters())):
-            known = torch.zeros_like(other)
-            for _ in range(self.dim):
-                m, log_s = self._shift_and_scale(self.network(known if cond is None else torch.cat([known, cond], 1)))
-                known = self._affine(other, m, log_s, not self.scales)
-            return known, (-log_s if self.scales else log_s).sum(1)
-        return self._incremental(other, cond)
-
-    def schedule(self, path: str = "") -> Schedule:
-        """The network's units by the pass of each."""
-        return Schedule(self.network, 2, self.order, cond_dim=self.cond_dim, path=path)
-
-    @torch.no_grad()
-    def _incremental(self, other: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
-        net = Incremental(self.schedule(), len(other), cond)
-        known, total = torch.empty_like(other), other.new_zeros(len(other))
-        for t, i in enumerate(self.order.tolist()):
-            m, u = net.params(t).unbind(1)
-            log_s = SCALES[self.scale](u)
-            known[:, i] = self._affine(other[:, i], m, log_s, not self.scales)
-            total = total + log_s
-            net.store(t, known[:, i])
-        return known, -total if self.scales else total
-
-    def _shift_and_scale(self, params: Tensor) -> tuple[Tensor, Tensor]:
-        m, u = params.unflatten(1, (self.dim, 2)).unbind(2)
-        return m, SCALES[self.scale](u)
-
-    @staticmethod
-    def _affine(x: Tensor, m: Tensor, log_s: Tensor, scales: bool) -> Tensor:
-        return x * torch.exp(log_s) + m if scales else (x - m) * torch.exp(-log_s)
-
-
-class BatchNorm(nn.Module):
-    """Batch norm as a flow, from the data's side to the noise's: (x - mean) / sqrt(var + eps) * exp(g) + b."""
-
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(
-        self,
-        dim: int,
-        *,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        self.eps, self.momentum = eps, momentum
-        self.log_gain = nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))
-        self.register_buffer("running_mean", torch.zeros(dim, device=device, dtype=dtype))
-        self.register_buffer("running_var", torch.ones(dim, device=device, dtype=dtype))
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise's side, and log-determinant [B]; of the batch's own moments while training."""
-        mean, var = self.running_mean, self.running_var
-        if self.training:
-            if len(x) < 2:
-                raise ValueError(f"x: batch norm needs at least 2 rows while training, got {len(x)}")
-            mean, var = x.mean(0), x.var(0, unbiased=False)
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(var, self.momentum)
-        log_scale = self.log_gain - 0.5 * torch.log(var + self.eps)
-        return (x - mean) * torch.exp(log_scale) + self.bias, log_scale.sum().expand(len(x))
-
-    def inverse(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Data's side by the running moments, and log-determinant [B]."""
-        if self.training:
-            raise ValueError("training: batch norm is inverted by its running moments only; call eval() first")
-        shift, log_scale = self.constants()
-        return y * torch.exp(log_scale) + shift, log_scale.sum().expand(len(y))
-
-    def constants(self) -> tuple[Tensor, Tensor]:
-        """Shift and log-scale [D] of the inverse."""
-        log_scale = 0.5 * torch.log(self.running_var + self.eps) - self.log_gain
-        return self.running_mean - self.bias * torch.exp(log_scale), log_scale
 
 
 class _Flow(Model):
@@ -311,49 +173,48 @@ class _Flow(Model):
         for number in reversed(range(len(self.layers))):
             layer = self.layers[number]
             assert isinstance(layer, AffineLayer)
-            path = f"layers.{number}"
-            schedule = layer.schedule(path)
-            known = schedule.declare(b, cond)
-            z = _reordered(b, f"{path}.noise", z, order, layer.order, self.dtype, self.device)
+            self._emit_norm(b, number, z, order)
+            z = _reordered(b, f"layers.{number}.noise", z, order, layer.order, self.dtype, self.device)
+            z = self._emit_layer(b, number, layer, z, sums, cond)
             order = layer.order
-            x = b.state(f"{path}.out", D).at()
-            gain: Ref | None = None
-            shift: Ref | None = None
-            if len(self.norms):
-                norm = self.norms[number]
-                assert isinstance(norm, BatchNorm)
-                constants = [one.detach()[order.to(self.device)] for one in norm.constants()]
-                shift = b.state(f"{path}.shift", D, init=b.weight(f"norms.{number}.shift", constants[0])).at()
-                gain = b.state(f"{path}.gain", D, init=b.weight(f"norms.{number}.gain", constants[1].exp())).at()
-            e, y = b.scratch(f"{path}.scale", 1).at(), b.scratch(f"{path}.y", 1).at()
-            with b.loop("t", D) as t:
-                noise, out = z.channels(t, 1), x.channels(t, 1)
-                if gain is not None and shift is not None:
-                    b.add(
-                        Elementwise(noise, "mul", noise, gain.channels(t, 1)),
-                        Elementwise(noise, "add", noise, shift.channels(t, 1)),
-                    )
-                params = schedule.emit(b, t)
-                m, u = params.channels(0, 1), params.channels(1, 1)
-                if self.scale == "exp_clamped":
-                    b.add(Elementwise(y, "clamp", u, alpha=-5.0, beta=3.0))
-                    u = y
-                sign = -1.0 if self.inverted else 1.0
-                b.add(
-                    Elementwise(e, "exp", u, alpha=sign),
-                    Elementwise(sums.channels(t, 1), "add", u, sums.channels(t, 1), alpha=sign),
-                )
-                if self.inverted:
-                    b.add(Elementwise(out, "add", m, noise, alpha=-1.0), Elementwise(out, "mul", out, e))
-                else:
-                    b.add(Elementwise(out, "mul", noise, e), Elementwise(out, "add", out, m))
-                learned = out if self.reads_data else noise
-                b.add(Elementwise(known.channels(t + self.cond_dim, 1), "none", learned))
-                if number == 0:
-                    b.add(Elementwise(e, "none", sums.channels(t, 1), alpha=-1.0), Emit(out, t, e))
-            z = x
         layout = None if _order.is_natural(order) else b.table("order", order.tolist())
         return b.build(shape=(D,), layout=layout)
+
+    def _emit_norm(self, b: Builder, number: int, z: Ref, order: Tensor) -> None:
+        # Batch norm's inverse, in place.
+        if not len(self.norms):
+            return
+        norm, path = self.norms[number], f"norms.{number}"
+        assert isinstance(norm, BatchNorm)
+        shift, log_scale = (one.detach()[order.to(self.device)] for one in norm.constants())
+        for name, function, values in (("scale", "mul", log_scale.exp()), ("shift", "add", shift)):
+            held = b.state(f"{path}.{name}", self.dim, init=b.weight(f"{path}.{name}.values", values)).at()
+            b.add(Elementwise(z, function, z, held))
+
+    def _emit_layer(self, b: Builder, number: int, layer: AffineLayer, noise: Ref, sums: Ref, cond: Ref | None) -> Ref:
+        # x by position in the layer's order, from the noise in that order; log s is added to the sums.
+        path = f"layers.{number}"
+        schedule = layer.schedule(path)
+        known, x = schedule.declare(b, cond), b.state(f"{path}.out", self.dim).at()
+        s, clamped = b.scratch(f"{path}.scale", 1).at(), b.scratch(f"{path}.clamped", 1).at()
+        sign = -1.0 if self.inverted else 1.0
+        with b.loop("t", self.dim) as t:
+            params = schedule.emit(b, t)
+            m, u = params.channels(0, 1), params.channels(1, 1)
+            z, out, total = (one.channels(t, 1) for one in (noise, x, sums))
+            if self.scale == "exp_clamped":
+                b.add(Elementwise(clamped, "clamp", u, alpha=-5.0, beta=3.0))
+                u = clamped
+            b.add(Elementwise(s, "exp", u, alpha=sign), Elementwise(total, "add", u, total, alpha=sign))
+            if self.inverted:
+                b.add(Elementwise(out, "add", m, z, alpha=-1.0), Elementwise(out, "mul", out, s))
+            else:
+                b.add(Elementwise(out, "mul", z, s), Elementwise(out, "add", out, m))
+            learned = out if self.reads_data else z
+            b.add(Elementwise(known.channels(t + self.cond_dim, 1), "none", learned))
+            if number == 0:
+                b.add(Elementwise(s, "none", total, alpha=-1.0), Emit(out, t, s))
+        return x
 
     def sample(self, n: int, **options: Any) -> Tensor | SampleResult:  # type: ignore[override]
         """As `Model.sample`; where the scale has no program, the noise is drawn and `inverse` maps it."""

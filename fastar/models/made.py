@@ -18,7 +18,7 @@ from fastar.models._masks import MaskSet
 from fastar.models.model import Model
 from fastar.nn import MaskedLinear
 from fastar.reference import activation as activations
-from fastar.sampling import Program, SampleResult, dimensions, philox
+from fastar.sampling import LoweringError, Program, SampleResult, dimensions, philox
 
 LAYOUTS = ("feature", "chunked")
 
@@ -277,9 +277,15 @@ class MADE(Model):
         if not self.has_head:
             raise ValueError(f"head: this MADE has {self.params} parameters per dimension and no distribution")
 
-    def lower(self, mask: int = 0) -> Program:
-        """The program of one mask set; a mixture of several is drawn from by `sample`."""
+    def lower(self, mask: int | None = None) -> Program:
+        """The program of one mask set; with several it has to be said which."""
         self._needs_head()
+        if mask is None and self.num_masks > 1:
+            raise LoweringError(
+                f"num_masks: a mixture of {self.num_masks} mask sets is no single program; draw by sample(), or from "
+                "one set by lower(mask)"
+            )
+        mask = 0 if mask is None else mask
         self._use(mask)
         return dimensions(
             self.network,

@@ -88,13 +88,14 @@ class Model(nn.Module, abc.ABC):
         model's own) falls into, and an x then stands for its bin, of probability density x width.
         """
         nats = -self.log_prob(x, cond)
-        if self.distribution.levels is None:
+        if self.distribution.is_density:
             if levels is None:
                 raise ValueError("levels: real data have no bits per dim; pass the number of levels they were made of")
             low, high = self.data_range if data_range is None else data_range
             nats = nats - self._numbers(x) * math.log((high - low) / _checks.positive("levels", levels))
         elif levels is not None or data_range is not None:
-            raise ValueError(f"levels: {type(self).__name__} has {self.distribution.levels} levels of its own")
+            own = self.distribution.head.levels or self.distribution.levels
+            raise ValueError(f"levels: {type(self).__name__} has {own} levels of its own")
         return nats / (self._numbers(x) * math.log(2))
 
     def _numbers(self, x: Tensor) -> int:

@@ -93,7 +93,7 @@ def _intact(entry: Path) -> bool:
         return False
 
 
-def _cached(recipe: cuda_build.Recipe) -> Path:
+def _cached(recipe: cuda_build.Recipe | cuda_build.TwinRecipe) -> Path:
     return cache_folder() / recipe.key()
 
 
@@ -117,7 +117,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _compile(recipe: cuda_build.Recipe) -> Path:
+def _compile(recipe: cuda_build.Recipe | cuda_build.TwinRecipe) -> Path:
     """The library of this recipe in the cache, compiled where it is missing or damaged."""
     entry = _cached(recipe)
     try:
@@ -132,10 +132,8 @@ def _compile(recipe: cuda_build.Recipe) -> Path:
     return entry / "library.so"
 
 
-def _fill(entry: Path, recipe: cuda_build.Recipe) -> None:
-    cards = ", ".join(f"sm_{arch}" for arch in recipe.archs)
-    version = cuda_build.nvcc_version(recipe.nvcc)
-    print(f"fastar: compiling the CUDA library for {cards} with nvcc {version}, once ...", file=sys.stderr, flush=True)
+def _fill(entry: Path, recipe: cuda_build.Recipe | cuda_build.TwinRecipe) -> None:
+    print(f"fastar: compiling {recipe.describe()}, once ...", file=sys.stderr, flush=True)
     begin = time.monotonic()
     shutil.rmtree(entry, ignore_errors=True)
     recipe.build(entry / "library.so")
@@ -154,6 +152,15 @@ def library() -> Any:
     if packaged_declines(cards) is None:
         return _open(PACKAGED)
     return _open(_compile(cuda_build.recipe(CSRC, _archs(cards))))
+
+
+@functools.cache
+def twin() -> Any:
+    """The kernels on the CPU, a block's threads as fibres: to develop and to test them without a card.
+
+    Compiled on first use, like `library`. Tensors that it works on are the CPU's.
+    """
+    return _open(_compile(cuda_build.TwinRecipe(CSRC)))
 
 
 def uniforms(

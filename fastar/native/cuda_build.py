@@ -31,6 +31,20 @@ OPTIONS = (
 # The CUDA runtime is linked in and its symbols are hidden: the library loads without a toolkit or a driver, and never
 # meets the runtime that torch brings.
 LINK_OPTIONS = ("-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL")
+# Fibres change by longjmp, which the fortified one takes for an error.
+TWIN_OPTIONS = (
+    "-std=c++20",
+    "-O2",
+    "-g1",
+    "-shared",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-U_FORTIFY_SOURCE",
+    "-DFASTAR_TWIN",
+)
 OLDEST_NVCC = (12, 0)
 PACKAGED = "_cuda.so"
 
@@ -53,7 +67,9 @@ def _units(csrc: Path) -> list[Path]:
 
 
 def _headers(csrc: Path) -> list[Path]:
-    return sorted([*(csrc / "cuda").glob("*.cuh"), *(csrc / "cuda").glob("*.h"), *(csrc / "common").glob("*.h")])
+    # A program's plain structs are those of the cpu executor.
+    folders = [csrc / name for name in ("cuda", "common", "cpu/executor")]
+    return sorted(path for folder in folders for path in [*folder.glob("*.cuh"), *folder.glob("*.h")])
 
 
 def archs_from_environment() -> tuple[str, ...] | None:
@@ -192,6 +208,11 @@ class Recipe:
         parts = [fingerprint(self.csrc), *OPTIONS, *LINK_OPTIONS, *extra, nvcc_version(self.nvcc), *self.archs]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
+    def describe(self) -> str:
+        """What is built and by what, for the message on first use."""
+        cards = ", ".join(f"sm_{arch}" for arch in self.archs)
+        return f"the CUDA library for {cards} with nvcc {nvcc_version(self.nvcc)}"
+
     def _script(self) -> str:
         nvcc = shlex.quote(str(self.nvcc))
         defines = [f'-DFASTAR_FINGERPRINT="{fingerprint(self.csrc)}"', f'-DFASTAR_ARCHS="{";".join(self.archs)}"']
@@ -225,6 +246,47 @@ class Recipe:
             if done.returncode != 0:
                 raise BuildError(f"compiling the CUDA library failed:\n{done.stdout[-8000:]}")
             os.replace(folder / PACKAGED, target)
+
+
+@dataclass(frozen=True)
+class TwinRecipe:
+    """The host twin: the kernels' own sources, compiled for the CPU against csrc/twin."""
+
+    csrc: Path
+
+    @staticmethod
+    def compiler() -> list[str]:
+        """The C++ compiler, with what CXX adds to it."""
+        return shlex.split(os.environ.get("CXX", "")) or ["g++"]
+
+    def _files(self) -> list[Path]:
+        # What device.cu asks of a card, the twin's own file answers.
+        kernels = [path for path in _units(self.csrc) if path.name != "device.cu"]
+        return [*kernels, *sorted((self.csrc / "twin").glob("*.cpp"))]
+
+    def key(self) -> str:
+        """Hash of the sources and options: the twin's name in a cache."""
+        digest = hashlib.sha256("\0".join([*TWIN_OPTIONS, *self.compiler(), platform.machine()]).encode())
+        for path in [*self._files(), *_headers(self.csrc), *sorted((self.csrc / "twin").glob("*.h"))]:
+            digest.update(f"{path.relative_to(self.csrc).as_posix()}\0".encode())
+            digest.update(path.read_bytes() + b"\0")
+        return "twin-" + digest.hexdigest()[:32]
+
+    def describe(self) -> str:
+        """What is built and by what, for the message on first use."""
+        return f"the host twin of the CUDA kernels with {shlex.join(self.compiler())}"
+
+    def build(self, target: Path) -> None:
+        """Compile into `target`, which appears whole or not at all; BuildError with what the compiler printed."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as name:
+            library = Path(name) / target.name
+            command = [*self.compiler(), *TWIN_OPTIONS, f'-DFASTAR_FINGERPRINT="{fingerprint(self.csrc)}"']
+            command += [f"-I{self.csrc}", "-x", "c++", *map(str, self._files()), "-o", str(library)]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            if done.returncode != 0:
+                raise BuildError(f"compiling the host twin failed:\n{done.stderr[-8000:]}")
+            os.replace(library, target)
 
 
 def _escape(text: str) -> str:

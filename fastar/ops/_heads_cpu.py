@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastar.native import core, why_missing
 from fastar.ops import _heads_plain, _packed
-from fastar.ops._heads_layout import Layout, bernoulli_layout, colours_first, empty_gradient, lay_out
+from fastar.ops._heads_layout import Layout, bernoulli_layout, colours_first, empty_gradient, gradient_strides, lay_out
 from fastar.reference.heads import Head
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -90,7 +90,7 @@ def backward(grad: Tensor, params: Tensor, x: Tensor, head: Head, need_x: bool) 
         grad_params, strides = torch.empty_like(laid_out), layout.strides
     else:
         grad_params = empty_gradient(params, head.dim)
-        strides = lay_out(grad_params, head.dim)[1].strides
+        strides = gradient_strides(params, head.dim, layout.sizes)
     if grad_params.nbytes >= _packed.HUGE_BYTES:
         core().prefer_huge_pages(grad_params.data_ptr(), grad_params.nbytes)
     grad_x = torch.empty(grad.shape) if need_x else None

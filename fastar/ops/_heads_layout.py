@@ -39,6 +39,15 @@ def empty_gradient(params: Tensor, dim: int) -> Tensor:
     return torch.empty_like(params, memory_format=torch.contiguous_format)
 
 
+def gradient_strides(params: Tensor, dim: int, sizes: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Strides of `empty_gradient` for the parameters' own sizes, whatever positions its memory would merge."""
+    _, size, inner = sizes
+    trailing = math.prod(params.shape[dim % params.dim() + 1 :])
+    if _side_by_side(params, dim) or size == 1 or trailing == 1:
+        return inner * size, 1, size
+    return size * trailing, trailing, 1
+
+
 def bernoulli_layout(params: Tensor, event_dims: int) -> tuple[Tensor, Layout]:
     """Contiguous logits as one row per sum or, where nothing is summed, as positions side by side."""
     size = math.prod(params.shape[params.dim() - event_dims :])

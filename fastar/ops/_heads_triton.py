@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastar.ops._heads_layout import bernoulli_layout, colours_first, empty_gradient, lay_out
+from fastar.ops._heads_layout import bernoulli_layout, colours_first, empty_gradient, gradient_strides, lay_out
 from fastar.reference.heads import Head
 
 
@@ -61,7 +61,7 @@ def backward(grad: Tensor, params: Tensor, x: Tensor, head: Head, need_x: bool) 
         return kernels.bernoulli_gradient(grad, logits, _bits(x), summed), None
     laid_out, layout = lay_out(params, head.dim)
     grad_params = empty_gradient(params, head.dim)
-    places = (layout.sizes, layout.strides, lay_out(grad_params, head.dim)[1].strides)
+    places = (layout.sizes, layout.strides, gradient_strides(params, head.dim, layout.sizes))
     if head.kind == "categorical":
         kernels.categorical_gradient(grad, laid_out, x.long().contiguous(), grad_params, *places)
         return grad_params, None

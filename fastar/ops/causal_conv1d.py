@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _autocast, _causal_conv1d_cpu, _causal_conv1d_plain, _library
+from fastar.ops import _autocast, _causal_conv1d_cpu, _causal_conv1d_plain, _causal_conv1d_triton, _library, _triton
 from fastar.reference import activation as activations
 
 
@@ -110,6 +110,9 @@ def _never(device: torch.device, dtype: torch.dtype) -> str | None:
 _dispatch.register(
     "causal_conv1d",
     [
+        _dispatch.Implementation(
+            "triton", _triton.why_not, _causal_conv1d_triton.forward, _causal_conv1d_triton.backward
+        ),
         _dispatch.Implementation(
             "cpu", _causal_conv1d_cpu.declines, _causal_conv1d_cpu.forward, _causal_conv1d_cpu.backward
         ),

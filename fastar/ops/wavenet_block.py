@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _autocast, _library, _wavenet_block_cpu, _wavenet_block_plain
+from fastar.ops import _autocast, _library, _triton, _wavenet_block_cpu, _wavenet_block_plain, _wavenet_block_triton
 
 
 def wavenet_block(
@@ -129,6 +129,9 @@ def _never(device: torch.device, dtype: torch.dtype) -> str | None:
 _dispatch.register(
     "wavenet_block",
     [
+        _dispatch.Implementation(
+            "triton", _triton.why_not, _wavenet_block_triton.forward, _wavenet_block_triton.backward
+        ),
         _dispatch.Implementation(
             "cpu", _wavenet_block_cpu.declines, _wavenet_block_cpu.forward, _wavenet_block_cpu.backward
         ),

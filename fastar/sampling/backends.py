@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fastar.sampling import cpu
+from fastar.sampling import cpu, cuda
 from fastar.sampling.program import Program
 from fastar.sampling.reference import Reference
 from fastar.sampling.request import Request
@@ -106,8 +106,29 @@ def _times_of_cpu(executor: Executor) -> str:
     return executor.times()
 
 
+_CUDA_PRECISIONS = {**_PRECISIONS, torch.float16: "float16"}
+
+
+def _cuda_declines(plan: Plan) -> str | None:
+    if plan.threads is not None:
+        return "takes no number of threads"
+    if plan.dtype not in _CUDA_PRECISIONS:
+        return f"keeps weights in float32, bfloat16, float16 or int8, not {plan.dtype}"
+    return cuda.why_not_on(plan.device) or cuda.why_not(plan.program)
+
+
+def _cuda(plan: Plan) -> Executor:
+    return cuda.Cuda(plan.program, _CUDA_PRECISIONS[plan.dtype], plan.device, plan.batch_size)
+
+
+def _describe_cuda(executor: Executor) -> str:
+    assert isinstance(executor, cuda.Cuda)
+    return executor.describe()
+
+
 # Fastest first: `backend="auto"` takes the first that does not decline.
 BACKENDS: list[Backend] = [
+    Backend("cuda", _cuda_declines, _cuda, _describe_cuda),
     Backend("cpu", _cpu_declines, _cpu, _describe_cpu, _times_of_cpu),
     Backend("reference", _reference_declines, _reference, lambda e: "a loop in Python over torch"),
 ]

@@ -26,7 +26,7 @@ _MOST_COORDINATES = 3
 _MOST_TERMS = 4
 _MOST_CHANNELS = 16
 
-_REASONS = {
+REASONS = {
     "not_a_number": "a parameter of the draw is NaN",
     "no_support": "the levels that the support allows all have probability 0",
     "not_given": "the value is not modelled and has to be given",
@@ -144,7 +144,7 @@ class Run:
         self.request = request
         self.plan = executor.plan
         n, T, V = len(request.rows), request.length, self.program.value.channels
-        self.values = torch.zeros(n, T, V, dtype=torch.float64)
+        self.values = _zeros(n, T, V)
         self.log_prob = torch.zeros(n, dtype=torch.float64)
         self.log_weight = torch.zeros(n, dtype=torch.float64)
         self.lengths = request.lengths.to("cpu", torch.int64, copy=True).contiguous()
@@ -238,7 +238,7 @@ class Run:
         where = f"position {position}, code[{place}] {step.op}"
         if kind == "not_a_number" and not isinstance(step, Draw):
             raise draws.SamplingError(f"{where}: row {row}: the result is not finite, so the draw after it has no law")
-        raise draws.SamplingError(f"{where}: row {row}: {_REASONS[kind]}")
+        raise draws.SamplingError(f"{where}: row {row}: {REASONS[kind]}")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run on another machine needs to continue this one, beside the request."""
@@ -297,6 +297,15 @@ class Run:
         t = torch.empty(self._shape(number))
         self._native.read(number, t.data_ptr())
         return t
+
+
+def _zeros(n: int, T: int, V: int) -> Tensor:
+    # torch.zeros fills with torch's threads, which then go on spinning for milliseconds on cores that the run needs.
+    # And pages that the system clears are not touched before they are written.
+    size = n * T * V
+    if size == 0:
+        return torch.zeros(n, T, V, dtype=torch.float64)
+    return torch.frombuffer(bytearray(8 * size), dtype=torch.float64).view(n, T, V)
 
 
 _TENSORS = ("values", "log_prob", "log_weight", "lengths")

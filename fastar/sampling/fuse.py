@@ -76,9 +76,13 @@ def _without_unread(
         found = bool(unread)
         gone += unread
         code = [step for step in code if not any(step is one for one in unread)]
-    named = {value for step in code for value in vars(step).values() if isinstance(value, str)}
-    dropped = {value for step in gone for value in vars(step).values() if isinstance(value, str)} - named
+    dropped = {name for step in gone for name in _names(step)} - {name for step in code for name in _names(step)}
     return code, {name: t for name, t in program.weights.items() if name not in dropped}
+
+
+def _names(step: Instruction) -> set[str]:
+    # Weights that a step uses, among other words.
+    return {value for value in vars(step).values() if isinstance(value, str)}
 
 
 def _join(code: list[Instruction], place: int, scratch: set[str]) -> tuple[Instruction, set[int]] | None:

@@ -7,11 +7,11 @@ import contextlib
 import torch
 from torch import Tensor
 
-from fastar.sampling.builder import Builder
+from fastar.sampling.builder import Builder, Handle
 from fastar.sampling.image_plan import ONCE, PIXEL, Plan
 from fastar.sampling.index import Index, Ref, variable
-from fastar.sampling.instructions import Elementwise, Gate, Gather, Instruction, Linear, TappedLinear
-from fastar.sampling.planes import CENTRE, Given, Node, Pointwise, Product, Raised, Tap, Term
+from fastar.sampling.instructions import Cell, Elementwise, Gate, Gather, Instruction, Linear, TappedLinear
+from fastar.sampling.planes import CENTRE, Given, Node, Ones, Pointwise, Product, Raised, Recurrent, Tap, Term
 
 
 class Emitter:
@@ -25,6 +25,8 @@ class Emitter:
         # The scale of the plane that is computed, and whether the loop over columns counts its own.
         self.scale = 1
         self.own_columns = False
+        self.mirrored = False
+        self.cells: dict[Node, Handle] = {}
 
     def allocate(self) -> None:
         """A buffer for each plane."""
@@ -38,6 +40,8 @@ class Emitter:
             taken.add(name)
             if isinstance(node, Given):
                 kept.handle = b.input(name, *((H, W) if node.spatial else ()), node.width)
+            elif isinstance(node, Ones):
+                kept.handle = b.state(name, H, W, 1, init=b.weight(name, torch.ones(H, W, 1)))
             elif self.plan.stages[node][0] == ONCE:
                 kept.handle = b.state(name, node.width)
             elif kept.rows:
@@ -46,6 +50,11 @@ class Emitter:
                 kept.handle = b.state(name, W // node.scale + kept.right, node.width)
             else:
                 kept.handle = b.scratch(name, node.width)
+            if isinstance(node, Recurrent):
+                # Moved by one, so that what lies before the first row or column is a zero in it.
+                above = node.cell[0] < 0
+                shape = (2, W, node.width) if above else (W + 1, node.width)
+                self.cells[node] = b.state(f"{name}.cells", *shape, ring=above)
 
     def at(self, node: Node, dy: int = 0, dx: int = 0) -> Ref:
         """All channels of a plane, this far from the pixel."""
@@ -56,6 +65,8 @@ class Emitter:
         if self.own_columns:
             wide, divisor = max(self.scale // divisor, 1), max(divisor // self.scale, 1)
         w = Index((kept.right + dx) * divisor, (("w", wide),), divisor)
+        if self.mirrored:
+            w = Index(self.size[1] - 1 + kept.right + dx, (("w", -1),))
         return kept.handle.at(*(h, w)[2 - (len(kept.handle.buffer.shape) - 1) :])
 
     def once(self) -> None:
@@ -71,11 +82,12 @@ class Emitter:
             if self.plan.stages[run[0]][0] != part:
                 continue
             self.scale = scale = run[0].scale
+            self.mirrored = isinstance(run[0], Recurrent) and run[0].mirrored
             for row, column in _parities(run[0]):
                 loop = self.builder.loop("w", self.size[1] // scale)
                 with self._every("h", row * scale, scale, run[0]), loop, self._every("w", column, 1, run[0]):
                     self._run(run, None, (row, column))
-        self.own_columns, self.scale = False, 1
+        self.own_columns, self.scale, self.mirrored = False, 1, False
 
     def pixel(self, phase: int) -> None:
         """The planes of a pixel, in so far as they need this many of its draws."""
@@ -107,6 +119,40 @@ class Emitter:
                 self._product(node, phase or 0, *span)
             elif isinstance(node, Raised):
                 self._raised(node, parity)
+            elif isinstance(node, Recurrent):
+                self._recurrent(node, phase or 0, *span)
+
+    def _recurrent(self, node: Recurrent, phase: int, start: int, width: int) -> None:
+        units = self.plan.orders[node][start : start + width]
+        # The gates come as o, f, i, g; a program has them in torch.nn's order.
+        rows = torch.cat([units + gate * node.width for gate in (2, 1, 3, 0)])
+        state = node.state.transpose(1, 2)
+        own = Term(node, node.state_taps, state, torch.ones(state.shape, dtype=torch.bool))
+        parts: list[tuple[Term, tuple[int, ...], int]] = []
+        for term in node.terms:
+            late = term.taps.index(CENTRE) if self._waits(node, term) else None
+            rest = tuple(k for k in range(len(term.taps)) if k != late)
+            if rest:
+                parts.append((term, rest, term.node.width))
+            if late is not None and self._reach(term, phase):
+                parts.append((term, (late,), self._reach(term, phase)))
+        parts.append((own, tuple(range(len(own.taps))), node.width))
+        whole = Product(node.path, 4 * width, [], node.bias)
+        self.plan.orders[whole] = rows
+        gates = self.builder.scratch(f"{node.path}.gates", 4 * width).at()
+        self._sum(whole, gates, slice(None), parts, None, final=True)
+        now, before = (one.channels(start, width) for one in self._cells(node))
+        out = self.at(node).channels(start, width)
+        self.builder.add(Cell("lstm", out, gates, cell=before, cell_out=now))
+
+    def _cells(self, node: Recurrent) -> tuple[Ref, Ref]:
+        # The cell of this pixel, and of the one before it.
+        h, w, cells = variable("h"), variable("w"), self.cells[node]
+        if node.cell[0] < 0:
+            return cells.at(h + 1, w), cells.at(h, w)
+        if node.mirrored:
+            return cells.at(-w + (self.size[1] - 1)), cells.at(-w + self.size[1])
+        return cells.at(w + 1), cells.at(w)
 
     def _raised(self, node: Raised, parity: tuple[int, int]) -> None:
         (part,) = [one for one in node.phases if (one.row, one.column) == parity]
@@ -214,7 +260,7 @@ class Emitter:
         return tap[3 - len(kept.handle.buffer.shape) :]
 
     def _order(self, node: Node) -> Tensor:
-        return torch.arange(node.width) if isinstance(node, Given) else self.plan.orders[node]
+        return torch.arange(node.width) if isinstance(node, Given | Ones) else self.plan.orders[node]
 
     def _weight(self, node: Node, part: str, tensor: Tensor) -> str:
         name = unique = f"{node.path}.{part}" if node.path else part

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastar.nn import GatedPixelCNNBlock, MaskedConv2d, ShiftedConv2d, VerticalStackConv2d
+from fastar.nn import (
+    DiagonalLSTM,
+    GatedPixelCNNBlock,
+    MaskedConv2d,
+    RowLSTM,
+    ShiftedConv2d,
+    VerticalStackConv2d,
+)
 from fastar.nn._tap_conv2d import TapConv2d
 from fastar.ops.masked_conv2d import geometry_of
 from fastar.ops.tap_plan import Geometry, full, looks, phases
@@ -101,6 +108,32 @@ def gated_pixelcnn_block(layer: GatedPixelCNNBlock, x: object, canvas: Canvas) -
     if layer.residual:
         h = canvas.elementwise("add", h, canvas.value(horizontal))
     return gate(z, "vertical"), h
+
+
+@register(RowLSTM, DiagonalLSTM, over=IMAGE)
+def image_lstm(layer: RowLSTM | DiagonalLSTM, x: object, canvas: Canvas) -> Planes:
+    """One cell per pixel; the row above is kept, or of the cells the neighbour's."""
+    own = layer.input_to_state
+    found = looks(own.plan.taps, own.weight.shape[2:], own.geometry.corner)
+    numbers = [one.tap for one in found]
+    mask = own.plan.dense(own.weight.shape, own.weight.device)
+    side = -1
+    if isinstance(layer, RowLSTM):
+        taps, cell = [(-1, k - layer.kernel_size // 2) for k in range(layer.kernel_size)], (-1, 0)
+    else:
+        side = -1 if layer.direction == "left_to_right" else 1
+        taps, cell = [(-1, 0), (0, side)], (0, side)
+    return canvas.recurrent(
+        x,
+        own.weight.flatten(2)[:, :, numbers].transpose(1, 2),
+        [(one.dy, one.dx) for one in found],
+        own.bias,
+        None if mask is None else mask.flatten(2)[:, :, numbers].transpose(1, 2),
+        layer.state_to_state,
+        taps,
+        cell,
+        mirrored=side == 1,
+    )
 
 
 @register(nn.Linear, over=IMAGE)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastar.sampling.builder import Handle
-from fastar.sampling.planes import CENTRE, Given, Node, Pixels, Pointwise, Product, Raised
+from fastar.sampling.planes import CENTRE, Given, Node, Ones, Pixels, Pointwise, Product, Raised, Recurrent
 from fastar.sampling.trace import LoweringError
 
 # When a plane is computed: (part of the program, loop over columns within it).
@@ -40,13 +40,13 @@ class Plan:
     storage: dict[Node, Storage] = field(default_factory=dict)
 
     def runs(self) -> Iterator[list[Node]]:
-        """Planes of one stage and scale that come one after the other; a raised plane is a run of its own."""
+        """Planes of one stage and scale that come one after the other; raised and mirrored ones alone."""
         for stage in sorted(set(self.stages.values())):
             run: list[Node] = []
             for node in self.nodes:
                 if self.stages[node] != stage:
                     continue
-                if run and (run[-1].scale != node.scale or isinstance(node, Raised) or isinstance(run[-1], Raised)):
+                if run and (run[-1].scale != node.scale or _alone(node) or _alone(run[-1])):
                     yield run
                     run = []
                 run.append(node)
@@ -56,6 +56,10 @@ class Plan:
     def in_pixel(self, node: Node) -> bool:
         """Whether a plane is computed with the pixel."""
         return self.stages.get(node, (ONCE, 0))[0] == PIXEL
+
+
+def _alone(node: Node) -> bool:
+    return isinstance(node, Raised) or (isinstance(node, Recurrent) and node.mirrored)
 
 
 def make_plan(out: Node, pixels: Pixels, channels: int, colour: Tensor, parameter: Tensor) -> Plan:
@@ -92,7 +96,7 @@ def visit(node: Node) -> list[Node]:
         one, ready = waiting.pop()
         if ready:
             found.append(one)
-        elif one not in seen and not isinstance(one, Pixels | Given):
+        elif one not in seen and not isinstance(one, Pixels | Given | Ones):
             seen.add(one)
             waiting.append((one, True))
             waiting += [(source, False) for source, _ in reversed(one.reads)]
@@ -101,10 +105,14 @@ def visit(node: Node) -> list[Node]:
 
 def _stage(node: Node, plan: Plan) -> Stage:
     stage: Stage = (ONCE, 0)
+    if isinstance(node, Recurrent):
+        # From right to left a row can only be run through once it is complete.
+        stage = (AFTER, 0) if node.mirrored else (PIXEL, 0)
     for source, taps in node.reads:
         for dy, dx in taps:
-            if isinstance(source, Given):
-                stage = max(stage, (BEFORE, 0) if source.spatial else (ONCE, 0))
+            if isinstance(source, Given | Ones):
+                whole = isinstance(source, Given) and not source.spatial
+                stage = max(stage, (ONCE, 0) if whole else (BEFORE, 0))
                 continue
             part, loop = plan.stages[source]
             if part == ONCE:
@@ -129,11 +137,12 @@ def _phases(node: Node, plan: Plan) -> Tensor:
         for one in node.operands:
             if (one.dy, one.dx) == CENTRE and plan.in_pixel(one.node):
                 needed = torch.maximum(needed, plan.phases[one.node])
-    elif isinstance(node, Product):
+    elif isinstance(node, Product | Recurrent):
         for term in node.terms:
             if CENTRE in term.taps and plan.in_pixel(term.node):
-                reads = term.seen[:, term.taps.index(CENTRE)] * plan.phases[term.node]
-                needed = torch.maximum(needed, reads.amax(1))
+                reads = (term.seen[:, term.taps.index(CENTRE)] * plan.phases[term.node]).amax(1)
+                # All four gates of a unit come together.
+                needed = torch.maximum(needed, reads.view(-1, node.width).amax(0))
     elif isinstance(node, Raised) and plan.in_pixel(node.source):
         needed = needed.clamp(min=int(plan.phases[node.source].max()))
     return needed
@@ -168,10 +177,12 @@ def _store(plan: Plan, out: Node) -> None:
     plan.storage[out] = Storage()
     runs = {node: number for number, run in enumerate(plan.runs()) for node in run}
     for node in plan.nodes:
-        plan.storage.setdefault(node, Storage()).columns |= isinstance(node, Raised)
+        own = plan.storage.setdefault(node, Storage())
+        own.columns |= isinstance(node, Raised | Recurrent)
+        own.rows = max(own.rows, 2 if isinstance(node, Recurrent) else 0)
         for source, taps in node.reads:
             kept = plan.storage.setdefault(source, Storage())
-            if isinstance(source, Given) or plan.stages[source][0] == ONCE:
+            if isinstance(source, Given | Ones) or plan.stages[source][0] == ONCE:
                 continue
             scaled = max(source.scale, node.scale) > 1 or isinstance(node, Raised)
             for dy, dx in taps:

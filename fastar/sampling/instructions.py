@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -88,6 +89,11 @@ class Instruction:
 
     def refs(self) -> list[tuple[str, Ref]]:
         """Every reference with its field's name."""
+        return self._refs
+
+    @functools.cached_property
+    def _refs(self) -> list[tuple[str, Ref]]:
+        # Kept, since joining and checking a long program ask for them again and again.
         return [(f.name, value) for f in fields(self) if isinstance(value := getattr(self, f.name), Ref)]
 
     def to_json(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastar.nn import CausalConv1d, CausalSelfAttention, MaskedLinear
 from fastar.sampling.index import Ref
@@ -62,10 +62,12 @@ def conv1d(layer: nn.Conv1d, x: object, step: Step) -> Signal:
 
 @register(CausalConv1d)
 def causal_conv1d(layer: CausalConv1d, x: object, step: Step) -> Signal:
-    """Taps on a ring of the last inputs; groups one by one."""
+    """Taps on a ring of the last inputs; groups one by one, and where a group is a channel all of them together."""
     source = step.signal(x, last=False)
     if source.ref.width != layer.in_channels:
         raise step.refuse(f"takes {layer.in_channels} channels, gets {source.ref.width}")
+    if 1 < layer.groups == layer.in_channels == layer.out_channels:
+        return _depthwise(layer, source, step)
     source = replace(source, ref=step.ring(source.ref, layer.reach))
     out = step.scratch(layer.out_channels)
     taps = [(-k * layer.dilation,) for k in reversed(range(layer.kernel_size))]
@@ -88,6 +90,31 @@ def causal_conv1d(layer: CausalConv1d, x: object, step: Step) -> Signal:
         )
     y = replace(source, ref=out)
     return step.elementwise("concat_elu", y) if layer.activation == "concat_elu" else y
+
+
+def _depthwise(layer: CausalConv1d, source: Signal, step: Step) -> Signal:
+    # A channel sees itself only: each tap is a product element by element, for all channels at once. The ring is moved
+    # by the reach, so that what lies before the first position is a zero in it.
+    b, width, at = step.builder, layer.in_channels, step.position + layer.reach
+    past = b.state(step.name("past"), layer.reach + 1, width, ring=True)
+    b.add(Elementwise(past.at(at), "none", source.ref))
+
+    def constant(part: str, values: Tensor) -> Ref:
+        return b.state(step.name(f"{part}s"), width, init=step.weight(part, values.detach().contiguous())).at()
+
+    total = None if layer.bias is None else constant("bias", layer.bias)
+    for k in range(layer.kernel_size):
+        weight = constant(f"weight.{k}", layer.weight[:, 0, layer.kernel_size - 1 - k])
+        part = step.scratch(width)
+        b.add(Elementwise(part, "mul", past.at(at - k * layer.dilation), weight))
+        if total is not None:
+            summed = step.scratch(width)
+            b.add(Elementwise(summed, "add", part, total))
+            part = summed
+        total = part
+    assert total is not None
+    y = replace(source, ref=total)
+    return y if layer.activation == "none" else step.elementwise(layer.activation, y)
 
 
 @register(nn.Embedding)

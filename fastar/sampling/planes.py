@@ -52,6 +52,11 @@ class Given(Node):
     spatial: bool = False
 
 
+@dataclass(eq=False)
+class Ones(Node):
+    """1 at every pixel: to those who look over the edge it tells the image from what surrounds it."""
+
+
 class At(NamedTuple):
     """A plane as seen from a pixel, `dy` rows and `dx` columns away; zero outside the image."""
 
@@ -127,6 +132,26 @@ class Pointwise(Node):
         return [(one.node, [(one.dy, one.dx)]) for one in self.operands]
 
 
+@dataclass(eq=False)
+class Recurrent(Node):
+    """h of an LSTM over the image.
+
+    Its gates o, f, i and g, `width` channels each, are W x + b + sum_k state[:, :, k] h(state_taps[k]). The cell before
+    a pixel's own is that at `cell`. A `mirrored` one runs from the right end of a row to the left.
+    """
+
+    terms: list[Term]
+    bias: Tensor | None
+    state: Tensor
+    state_taps: tuple[Tap, ...]
+    cell: Tap
+    mirrored: bool = False
+
+    @property
+    def reads(self) -> list[tuple[Node, Sequence[Tap]]]:
+        return [(term.node, term.taps) for term in self.terms]
+
+
 @dataclass(frozen=True)
 class Planes:
     """A float tensor of the traced forward: planes side by side, and how much it was padded (left, right, top, bottom).
@@ -185,6 +210,40 @@ class Canvas(Lowering):
         stride-th pixel of every stride-th row is computed.
         """
         value = self.value(x)
+        terms = self._terms(value, weight, taps, seen)
+        fused = "none" if activation in ("concat_elu", GATE) else activation
+        bias = None if bias is None else bias.detach()
+        scale = self._scale(value) * stride
+        if scale and any(size % scale for size in self.size):
+            raise self.refuse(f"a stride that makes {scale} in all does not divide the image's size {list(self.size)}")
+        node = Product(self.path, weight.shape[0], terms, bias, fused, scale=scale)
+        y = Planes((At(node),), vector=value.vector)
+        if activation == GATE:
+            return self.gate("tanh", *self.chunk(y, 2, 1))
+        return self.elementwise("concat_elu", y) if activation == "concat_elu" else y
+
+    def recurrent(
+        self,
+        x: object,
+        weight: Tensor,
+        taps: Sequence[Tap],
+        bias: Tensor | None,
+        seen: Tensor | None,
+        state: Tensor,
+        state_taps: Sequence[Tap],
+        cell: Tap,
+        mirrored: bool = False,
+    ) -> Planes:
+        """An LSTM over the image, see `Recurrent`."""
+        value = self.value(x)
+        if self._scale(value) != 1:
+            raise self.refuse("an LSTM over an image of a smaller scale has no lowering")
+        terms, hidden = self._terms(value, weight, taps, seen), state.shape[1]
+        bias = None if bias is None else bias.detach()
+        node = Recurrent(self.path, hidden, terms, bias, state.detach(), tuple(state_taps), cell, mirrored)
+        return Planes((At(node),))
+
+    def _terms(self, value: Planes, weight: Tensor, taps: Sequence[Tap], seen: Tensor | None) -> list[Term]:
         if weight.shape[1:] != (len(taps), value.width):
             raise self.refuse(f"takes {weight.shape[-1]} channels, gets {value.width}")
         weight = weight.detach()
@@ -196,16 +255,7 @@ class Canvas(Lowering):
             moved = tuple((dy + one.dy, dx + one.dx) for dy, dx in taps)
             terms.append(Term(one.node, moved, weight[:, :, part], seen[:, :, part]))
             start += one.node.width
-        fused = "none" if activation in ("concat_elu", GATE) else activation
-        bias = None if bias is None else bias.detach()
-        scale = self._scale(value) * stride
-        if scale and any(size % scale for size in self.size):
-            raise self.refuse(f"a stride that makes {scale} in all does not divide the image's size {list(self.size)}")
-        node = Product(self.path, weight.shape[0], terms, bias, fused, scale=scale)
-        y = Planes((At(node),), vector=value.vector)
-        if activation == GATE:
-            return self.gate("tanh", *self.chunk(y, 2, 1))
-        return self.elementwise("concat_elu", y) if activation == "concat_elu" else y
+        return terms
 
     def raised(self, x: object, phases: Sequence[Phase], bias: Tensor | None, activation: str = "none") -> Planes:
         """A transposed convolution of stride 2, by the phases of the pixels that it computes."""
@@ -302,6 +352,8 @@ class Canvas(Lowering):
             if set(kwargs) - {"mode", "value"} or kwargs.get("mode", "constant") != "constant" or kwargs.get("value"):
                 raise self.refuse(f"pad with options {kwargs}")
             return replace(x, pad=tuple(a + b for a, b in zip(x.pad, sizes, strict=True)))
+        if name == "ones_like" and isinstance(x, Planes) and not kwargs and not x.vector and self._scale(x) == 1:
+            return Planes(tuple(At(Ones("ones", 1)) for _ in range(x.width)))
         if name == "getitem" and isinstance(x, Planes):
             return self._item(x, args[1] if isinstance(args[1], tuple) else (args[1],))
         return NotImplemented
@@ -311,6 +363,9 @@ class Canvas(Lowering):
         if x.vector and item == (whole, whole, None, None):
             return x
         pad = list(x.pad)
+        if len(item) == 2 and item[0] == whole and isinstance(item[1], slice) and item[1].step in (None, 1):
+            start, stop, _ = item[1].indices(x.width)
+            return self.part(x, start, stop - start)
         if item[:2] != (whole, whole) or len(item) > 4 or x.vector:
             raise self.refuse(f"its forward takes {item} of a tensor")
         for axis, one in zip((1, 0), item[2:], strict=False):
@@ -352,7 +407,7 @@ class Canvas(Lowering):
 
     def _own(self, one: At) -> At:
         # Planes combined element by element share one order of channels, which what is drawn or given cannot change.
-        return At(self._selection(one, 0, one.node.width)) if isinstance(one.node, Pixels | Given) else one
+        return At(self._selection(one, 0, one.node.width)) if isinstance(one.node, Pixels | Given | Ones) else one
 
     def _selection(self, one: At, start: int, width: int) -> Product:
         rows = torch.eye(one.node.width)[start : start + width, None]

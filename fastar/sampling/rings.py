@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from fastar.sampling.index import Index, Ref
 from fastar.sampling.instructions import Instruction, TappedLinear
@@ -37,13 +37,23 @@ def _apart_at(buffer: Buffer, read: tuple[Index, ...], write: tuple[Index, ...],
 
 def check_rings(program: Program) -> None:
     """Refuse reads of a ring that its writes have overwritten, or that run ahead of them."""
+    rings = {one.name for one in program.buffers if one.ring}
+    written: dict[str, list[tuple[int, Index]]] = {name: [] for name in rings}
+    read_at: dict[str, list[tuple[int, Index]]] = {name: [] for name in rings}
+    for place, step in enumerate(program.code):
+        for ref in step.writes:
+            if ref.buffer in rings:
+                written[ref.buffer].append((place, ref.at[0]))
+        for field, ref in step.reads:
+            if ref.buffer in rings:
+                read_at[ref.buffer] += [(place, ref.at[0] + offset) for offset in _first_offsets(step, field)]
     for buffer in program.buffers:
-        writes = [(place, ref.at[0]) for place, ref in _writes(program, buffer.name)] if buffer.ring else []
+        writes = written.get(buffer.name, [])
         if len({at for _, at in writes}) != 1:
             continue
         first, write = writes[0]
         size = buffer.shape[0]
-        for place, read in _reads(program, buffer.name):
+        for place, read in read_at[buffer.name]:
             behind = distance(write, read)
             # Entry 0 exists once written in this pass, and with further coordinates a pass writes only a part of it.
             early = place < first and len(buffer.shape) == 2
@@ -53,19 +63,6 @@ def check_rings(program: Program) -> None:
                     f"code[{place}] {program.code[place].op}: reads {buffer.name}[{read}], {behind} behind what is "
                     f"written; there the ring of {size} holds {lowest} to {highest} behind"
                 )
-
-
-def _writes(program: Program, name: str) -> Iterator[tuple[int, Ref]]:
-    for place, step in enumerate(program.code):
-        yield from ((place, ref) for ref in step.writes if ref.buffer == name)
-
-
-def _reads(program: Program, name: str) -> Iterator[tuple[int, Index]]:
-    for place, step in enumerate(program.code):
-        for field, ref in step.reads:
-            if ref.buffer == name:
-                for offset in _first_offsets(step, field):
-                    yield place, ref.at[0] + offset
 
 
 def _first_offsets(step: Instruction, field: str) -> list[int]:

@@ -145,7 +145,8 @@ class Sampler:
     ) -> Iterator[Tensor]:
         """The values of n <= batch_size rows as they are drawn: [n, k] or [n, k, V], k positions in drawing order.
 
-        Takes the options of `sample`. A broken-off stream is continued by `resume(chunk)`.
+        Takes the options of `sample`. A known prefix that the model takes in at once comes in one piece. A broken-off
+        stream is continued by `resume(chunk)`.
         """
         _checks.positive("chunk", chunk)
         if (n or 0) > self.batch_size:
@@ -323,9 +324,11 @@ class Sampler:
             with self._exclusive():
                 if self._job is not job:
                     raise RuntimeError("stream: another call of this Sampler has taken its place")
+                # A new run may stand behind a prefix that was taken in at once; that is part of what is streamed.
+                begun = job.run is not None
                 run = self._running(job)
-                before = run.done
-                run.advance(chunk)
+                before = run.done if begun else 0
+                run.advance(max(0, chunk - (run.done - before)))
                 piece = run.values[:, before : run.done].cpu().to(self._value_dtype())
                 finished = run.finished
                 if finished:

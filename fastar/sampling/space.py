@@ -10,10 +10,21 @@ from torch import Tensor
 from fastar.sampling.program import Program
 from fastar.sampling.request import Request
 
+# From about here torch shares a conversion among its threads. They would go on spinning for milliseconds, on cores that
+# the next run needs.
+_PIECE = 1 << 14
+
+
+def _converted(values: Tensor, dtype: torch.dtype) -> Tensor:
+    out = torch.empty(values.shape, dtype=dtype, device=values.device)
+    for to, piece in zip(out.view(-1).split(_PIECE), values.reshape(-1).split(_PIECE), strict=True):
+        to.copy_(piece)
+    return out
+
 
 def to_data(program: Program, values: Tensor, dtype: torch.dtype) -> Tensor:
     """Values [n, T, V] as [n, *shape]; of an open program as [n, T], or [n, T, V] where V > 1."""
-    values = values.to(dtype)
+    values = _converted(values, dtype)
     if program.shape is None:
         return values[..., 0] if program.value.channels == 1 else values
     flat = values.flatten(1)

@@ -49,6 +49,7 @@ def test_json_has_one_object_per_case(result: Result, tmp_path: Path) -> None:
         "floor_us": pytest.approx(1000),
         "ratio_to_floor": pytest.approx(0.5),
         "samples": 3,
+        "read_in_turn_bytes_per_s": None,
         "bytes_per_s": pytest.approx(5e8),
         "flops_per_s": pytest.approx(5e7),
     }

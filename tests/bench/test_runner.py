@@ -140,6 +140,24 @@ def test_what_fits_a_processors_cache_is_not_charged(make_result: MakeResult) ->
     assert make_result(one, **sizes, device="cuda").floor_us == pytest.approx(1000)
 
 
+def test_reading_takes_its_turn_where_memory_bounds_a_case(
+    make_case: MakeCase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cache_bytes", lambda device: 100)
+    monkeypatch.setattr(machine, "reading", lambda device, quick: (lambda: time.sleep(1e-3), 1000))
+    result = measure(make_case(bytes=101.0), CPU, BRIEF)
+    assert set(result.alternatives) == {"mean"}
+    assert result.read_in_turn is not None
+    assert 1e5 < result.read_in_turn <= 1e6
+    assert result.floor_us == pytest.approx(101 / result.read_in_turn * 1e6)
+    assert "read in turn" in report.rates_text(result)
+
+
+def test_reading_takes_no_turn_where_the_cache_holds_all(make_case: MakeCase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cache_bytes", lambda device: 100)
+    assert measure(make_case(bytes=100.0), CPU, BRIEF).read_in_turn is None
+
+
 def test_figures_are_per_unit(make_result: MakeResult) -> None:
     samples = {"fastar": (1.0,), "loop": (4.0,)}
     whole = make_result(samples, bytes=1e9, flops=1e6)

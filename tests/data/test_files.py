@@ -75,6 +75,9 @@ def test_png_folder(tmp_path):
     Image.fromarray(grey.T.copy()).save(tmp_path / "c.png")
     with pytest.raises(ValueError, match=r"c.png: 3x4 pixels, the first one, a.png, has 4x3"):
         images.read_png(tmp_path)
+    Image.fromarray(np.zeros((3, 4, 4), dtype=np.uint8)).save(tmp_path / "c.png")
+    with pytest.raises(ValueError, match=r"c.png: expected 8 bits per channel, grey or RGB .*, got RGBA"):
+        images.read_png(tmp_path)
     (tmp_path / "c.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     with pytest.raises(ValueError, match=r"c.png: no PNG that can be read"):
         images.read_png(tmp_path)

@@ -12,7 +12,7 @@ from model_properties import assert_refuses_bad_data, assert_round_trips, assert
 from torch import Tensor
 
 from fastar.models import IAF, MAF
-from fastar.models.flows import SCALES
+from fastar.models._affine import SCALES
 from fastar.sampling import LoweringError, Sampler
 
 Flow = MAF | IAF

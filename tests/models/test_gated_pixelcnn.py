@@ -15,6 +15,7 @@ from model_properties import (
     assert_sampler_agrees,
     assert_samples_follow,
     randomise,
+    raster,
 )
 from torch import Tensor
 
@@ -40,11 +41,6 @@ def model(request: pytest.FixtureRequest) -> GatedPixelCNN:
     return _random(MODELS[request.param])
 
 
-def _place(shape: tuple[int, int, int]) -> Tensor:
-    C, H, W = shape
-    return torch.arange(C * H * W).view(H, W, C).permute(2, 0, 1)
-
-
 def _x(model: GatedPixelCNN, n: int = 5) -> Tensor:
     assert model.distribution.levels is not None
     return torch.randint(0, model.distribution.levels, (n, *model.shape))
@@ -52,7 +48,7 @@ def _x(model: GatedPixelCNN, n: int = 5) -> Tensor:
 
 def test_autoregressive(model: GatedPixelCNN) -> None:
     # Of so few coloured channels relu can silence all that carry a colour to the next.
-    assert_autoregressive(model, _x(model), _place(model.shape), dense=model.shape == GREY)
+    assert_autoregressive(model, _x(model), raster(model.shape), dense=model.shape == GREY)
 
 
 def test_no_blind_spot() -> None:
@@ -74,7 +70,7 @@ def test_gradients_reach_no_later_colour() -> None:
     shape = (3, 3, 4)
     model = _random(lambda: GatedPixelCNN(shape, 4, width=9, depth=3))
     y = torch.rand(1, *shape, requires_grad=True)
-    place = _place(shape)
+    place = raster(shape)
     logits = model.network(y).unflatten(1, (4, 3)).transpose(1, 2)
     for c, h, w in ((0, 0, 0), (1, 1, 1), (2, 2, 2), (0, 2, 3)):
         (grad,) = torch.autograd.grad(logits[0, c, :, h, w].sum(), y, retain_graph=True)
@@ -86,7 +82,7 @@ def test_samples_follow_log_prob(model: GatedPixelCNN) -> None:
 
 
 def test_a_known_prefix_is_conditioned_on(model: GatedPixelCNN) -> None:
-    assert_prefix_is_conditioned(model, model.shape, _place(model.shape), 3)
+    assert_prefix_is_conditioned(model, model.shape, raster(model.shape), 3)
 
 
 def test_round_trips(model: GatedPixelCNN, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from model_properties import (
 
 from fastar.models import MADE
 from fastar.models._masks import DEGREES
-from fastar.sampling import Sampler, SampleResult
+from fastar.sampling import LoweringError, Sampler, SampleResult
 from fastar.sampling.cost import cost
 
 ORDER = [2, 0, 3, 1]
@@ -100,6 +100,16 @@ def test_quantised_logistics() -> None:
     assert_samples_follow(model, (3,))
 
 
+def test_steps_by_their_places_have_bits_too() -> None:
+    law = {"kind": "logistic", "components": 2, "steps": 5}
+    numbers, places = MADE(3, 16, law), MADE(3, 16, {**law, "integer": False})
+    places.load_state_dict(numbers.state_dict())
+    x = torch.randint(0, 5, (4, 3))
+    torch.testing.assert_close(places.nll_bits_per_dim(x / 2 - 1), numbers.nll_bits_per_dim(x))
+    with pytest.raises(ValueError, match=r"levels: MADE has 5 levels of its own"):
+        places.nll_bits_per_dim(x / 2 - 1, levels=5)
+
+
 @pytest.mark.parametrize("order", ["natural", "random"])
 def test_an_ensemble_averages_probabilities(order: str) -> None:
     model = randomise(MADE(4, [8], order=order, num_masks=3, seed=1), 2.0)
@@ -110,6 +120,8 @@ def test_an_ensemble_averages_probabilities(order: str) -> None:
     torch.testing.assert_close(each.exp().sum(1), torch.ones(3))
     torch.testing.assert_close(model.log_prob(x).exp(), each.exp().mean(0))
     assert_samples_follow(model, (4,))
+    with pytest.raises(LoweringError, match=r"num_masks: a mixture of 3 mask sets is no single program"):
+        Sampler(model, 4)
     whole = model.sample(20, seed=4)
     assert isinstance(whole, torch.Tensor)
     parts = [model.sample(10, seed=4, row_offset=k) for k in (0, 10)]

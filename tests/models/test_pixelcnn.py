@@ -15,6 +15,7 @@ from model_properties import (
     assert_sampler_agrees,
     assert_samples_follow,
     randomise,
+    raster,
 )
 from torch import Tensor
 
@@ -37,12 +38,6 @@ def model(request: pytest.FixtureRequest) -> PixelCNN:
     return model
 
 
-def place_of(shape: tuple[int, int, int]) -> Tensor:
-    """The position at which each number of an image is drawn."""
-    C, H, W = shape
-    return torch.arange(C * H * W).view(H, W, C).permute(2, 0, 1)
-
-
 def _x(model: PixelCNN, n: int = 5) -> Tensor:
     assert model.distribution.levels is not None
     return torch.randint(0, model.distribution.levels, (n, *model.shape))
@@ -50,7 +45,7 @@ def _x(model: PixelCNN, n: int = 5) -> Tensor:
 
 def test_autoregressive(model: PixelCNN) -> None:
     # Of so few coloured channels relu can silence all that carry a colour to the next.
-    assert_autoregressive(model, _x(model), place_of(model.shape), dense=model.shape == GREY)
+    assert_autoregressive(model, _x(model), raster(model.shape), dense=model.shape == GREY)
 
 
 def test_gradients_reach_no_later_pixel() -> None:
@@ -58,7 +53,7 @@ def test_gradients_reach_no_later_pixel() -> None:
     model = randomise(PixelCNN(shape, 4, width=9, depth=2))
     assert isinstance(model, PixelCNN)
     y = torch.rand(1, *shape, requires_grad=True)
-    place = place_of(shape)
+    place = raster(shape)
     logits = model.network(y).unflatten(1, (4, 3)).transpose(1, 2)
     for c, h, w in ((0, 0, 0), (1, 2, 1), (2, 3, 3), (0, 4, 3)):
         (grad,) = torch.autograd.grad(logits[0, c, :, h, w].sum(), y, retain_graph=True)
@@ -71,7 +66,7 @@ def test_samples_follow_log_prob(model: PixelCNN) -> None:
 
 
 def test_a_known_prefix_is_conditioned_on(model: PixelCNN) -> None:
-    assert_prefix_is_conditioned(model, model.shape, place_of(model.shape), 3)
+    assert_prefix_is_conditioned(model, model.shape, raster(model.shape), 3)
 
 
 def test_round_trips(model: PixelCNN, tmp_path: Path) -> None:
@@ -90,7 +85,7 @@ def test_conditions_are_classes_vectors_and_maps() -> None:
     classes = randomise(PixelCNN(shape, 2, width=6, depth=1, cond_dim=3), 1.5)
     assert_samples_follow(classes, shape, cond=torch.tensor([2]))
     assert_autoregressive(
-        classes, torch.randint(0, 2, (4, *shape)), place_of(shape), cond=torch.tensor([0, 1, 2, 0]), dense=False
+        classes, torch.randint(0, 2, (4, *shape)), raster(shape), cond=torch.tensor([0, 1, 2, 0]), dense=False
     )
     maps = randomise(PixelCNN(shape, 2, width=6, depth=1, cond_map=2, block="plain"), 1.5)
     assert_samples_follow(maps, shape, cond=torch.randn(1, 2, 2, 2))

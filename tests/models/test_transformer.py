@@ -148,6 +148,19 @@ def test_a_known_prefix_is_taken_in_at_once(name: str, backend: str, monkeypatch
     assert len(passes) == 16
 
 
+def test_a_stream_begins_with_the_prefix() -> None:
+    model = _random(PREFILLED["bos"], 1.5)
+    given = torch.full((2, 16), -1)
+    given[:, :10] = 3
+    whole = model.sample(2, given=given, seed=1)
+    pieces = list(Sampler(model, 2).stream(4, given=given, seed=1))
+    assert [piece.shape[1] for piece in pieces] == [10, 4, 2]
+    assert torch.equal(torch.cat(pieces, 1), whole)  # type: ignore[arg-type]
+    pieces = list(Sampler(model, 2).stream(12, given=given, seed=1))
+    assert [piece.shape[1] for piece in pieces] == [12, 4]
+    assert torch.equal(torch.cat(pieces, 1), whole)  # type: ignore[arg-type]
+
+
 def test_a_prefill_is_of_the_weights_that_were_packed() -> None:
     model = _random(PREFILLED["bos"], 1.5)
     sampler = Sampler(model, 2)

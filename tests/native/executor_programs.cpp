@@ -52,6 +52,7 @@ const KernelTable& kernels() {
 
 namespace {
 
+using namespace fastar;
 using namespace fastar::cpu;
 
 struct Job {

@@ -119,7 +119,7 @@ def test_concat_elu_doubles_the_channels() -> None:
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_shape_and_stride(
     batch: int,
     groups: int,

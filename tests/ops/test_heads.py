@@ -148,6 +148,15 @@ def test_any_shape_and_stride(
     check_against_reference(head, params, x, grad)
 
 
+@pytest.mark.parametrize("size", [1, 4])
+def test_gradient_where_parameters_are_expanded(size: int) -> None:
+    """Its positions lie evenly in memory where those of the parameters do not."""
+    row = torch.randn(1, 3, size).mT
+    head = Head("categorical", 1)
+    x = torch.randint(0, size, (5, 3))
+    check_against_reference(head, row.expand(5, size, 3), x, torch.randn(5, 3))
+
+
 @pytest.mark.parametrize("level", core().levels_usable())
 def test_every_vector_level(level: str) -> None:
     generator = torch.Generator().manual_seed(5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from budget import assert_within_budget
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import SITE
 from torch import Tensor
 
 from fastar import _dispatch
@@ -124,7 +127,7 @@ def test_shapes(implementation: str, dtype: torch.dtype) -> None:
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_shape_and_stride(
     batch: int,
     residual: int,
@@ -201,6 +204,31 @@ def test_the_backward_saves_inputs_alone() -> None:
     given = {t.data_ptr() for t in inputs.values()}
     assert saved
     assert all(t.data_ptr() in given for t in saved)
+
+
+MEMORY = """
+import resource, sys, torch
+from fastar.ops import wavenet_block
+torch.set_num_threads(1)
+residual, gate, skip, time = map(int, sys.argv[1:])
+sizes = ((2 * gate, residual, 2), (residual, gate), (skip, gate))
+weight, mixed, skips = (torch.randn(size) for size in sizes)
+x = torch.randn(1, residual, time)
+call = lambda x: wavenet_block(x, weight, None, mixed, None, skips, None, dilation=4)
+call(x[:, :, :100])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+call(x)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_memory() -> None:
+    """The forward's peak is its two outputs; the gate's inputs and h would be six times as large here."""
+    residual, gate, skip, time = 16, 64, 16, 200_000
+    command = [sys.executable, "-c", MEMORY, *map(str, (residual, gate, skip, time))]
+    done = subprocess.run(command, cwd=SITE, capture_output=True, text=True, check=True)
+    outputs, inside = 4 * (residual + skip) * time, 4 * 3 * gate * time
+    assert int(done.stdout) < outputs + inside / 8
 
 
 def test_threads_do_not_change_a_bit() -> None:

@@ -129,7 +129,7 @@ class Dilated(nn.Module):
         self.embed = nn.Embedding(5, 6)
         self.first = CausalConv1d(6, 6, 3, dilation=2, activation="concat_elu")
         self.grouped = CausalConv1d(12, 6, 2, groups=3, bias=False, activation="tanh")
-        self.depthwise = CausalConv1d(6, 6, 4, groups=6)
+        self.depthwise = CausalConv1d(6, 6, 4, 2, groups=6, activation="silu")
         self.last = CausalConv1d(6, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -141,7 +141,10 @@ class Dilated(nn.Module):
 def test_causal_convolutions() -> None:
     torch.manual_seed(11)
     module = Dilated()
-    _agrees(module, sequence(module, Head("categorical", 4), first=4), first=4, length=9)
+    program = sequence(module, Head("categorical", 4), first=4)
+    _agrees(module, program, first=4, length=9)
+    # Three groups one by one, and the six channels of the depthwise one tap by tap.
+    assert [one.op for one in program.code].count("tapped_linear") == 1 + 3 + 1
 
 
 class Blocks(nn.Module):

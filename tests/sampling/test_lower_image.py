@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastar import native
-from fastar.nn import GatedPixelCNNBlock, MaskedConv2d, ShiftedConv2d, VerticalStackConv2d
+from fastar.nn import (
+    DiagonalBiLSTM,
+    DiagonalLSTM,
+    GatedPixelCNNBlock,
+    MaskedConv2d,
+    RowLSTM,
+    ShiftedConv2d,
+    VerticalStackConv2d,
+)
 from fastar.sampling import Head, LoweringError, Program, Sampler, SampleResult, image, register, trace
 from fastar.sampling.cost import cost
 from fastar.sampling.instructions import Loop, TappedLinear
@@ -280,6 +288,40 @@ def test_the_cpu_executor_shrinks_and_grows() -> None:
         assert isinstance(result, SampleResult)
         log_probs.append(result.log_prob)
     torch.testing.assert_close(*log_probs, rtol=1e-5, atol=1e-4)
+
+
+class Scanned(nn.Module):
+    """PixelRNN's layers with residual sums."""
+
+    def __init__(self, C: int, width: int, kinds: list[str]) -> None:
+        super().__init__()
+        self.first = MaskedConv2d(C, width, 3, "A", colours=C)
+        scans = {"row": RowLSTM, "both": DiagonalBiLSTM, "left": DiagonalLSTM}
+        self.scans = nn.ModuleList(scans[kind](width, 5, mask_type="B", colours=C) for kind in kinds)
+        self.widen = nn.ModuleList(MaskedConv2d(5, width, 1, "B", colours=C) for _ in kinds)
+        self.head = MaskedConv2d(width, C * LEVELS, 1, "B", colours=C, activation="none")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        for scan, widen in zip(self.scans, self.widen, strict=True):
+            y = y + widen(scan(y))
+        return self.head(F.relu(y))
+
+
+@pytest.mark.parametrize("C", [1, 3])
+@pytest.mark.parametrize("kinds", [["row", "row"], ["both", "both"], ["left", "row", "both"]])
+def test_lstms_over_rows_and_diagonals(C: int, kinds: list[str]) -> None:
+    torch.manual_seed(9)
+    module = Scanned(C, 7, kinds)
+    program = image(module, Head("categorical", LEVELS), (C, 4, 5), colour_major=False, scale=SCALE, shift=SHIFT)
+    _agrees(module, program, False)
+    if native.why_missing() is None:
+        given = torch.randint(0, LEVELS, (3, C, 4, 5), generator=torch.Generator().manual_seed(0))
+        found = [
+            Sampler(program, 3, backend=backend).sample(seed=1, given=given, return_info=True)
+            for backend in ("cpu", "reference")
+        ]
+        torch.testing.assert_close(found[0].log_prob, found[1].log_prob, rtol=1e-5, atol=1e-4)  # type: ignore[union-attr]
 
 
 def test_a_convolution_that_is_padded_by_hand() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -62,8 +63,43 @@ def program(p: Parameters, dilations: Sequence[int]) -> Program:
     return b.build()
 
 
-def cached(p: Parameters, dilations: Sequence[int], dtype: torch.dtype) -> Loop:
-    """A queue per layer; the two taps in one product, and residual and skip in another."""
+def plain(p: Parameters, dilations: Sequence[int]) -> Loop:
+    """A queue per layer, and a product for each tap of filter and gate, for residual and for skip."""
+    R = p["embed"].shape[1]
+    parts = [
+        [part.contiguous() for half in p[f"{i}.gates"].split(R) for part in half.split(R, 1)]
+        for i in range(len(dilations))
+    ]
+    biases = [p[f"{i}.gates.bias"].split(R) for i in range(len(dilations))]
+
+    @torch.inference_mode()
+    def loop(u: Tensor) -> Tensor:
+        rows = u.shape[1]
+        queues = [deque([torch.zeros(rows, R)] * d) for d in dilations]
+        symbol = torch.full((rows,), len(p["embed"]) - 1)
+        drawn = []
+        for t in range(len(u)):
+            x = functional.embedding(symbol, p["embed"])
+            skip: Tensor | float = 0.0
+            for i, queue in enumerate(queues):
+                past = queue.popleft()
+                queue.append(x)
+                a = functional.linear(past, parts[i][0]) + functional.linear(x, parts[i][1], biases[i][0])
+                b = functional.linear(past, parts[i][2]) + functional.linear(x, parts[i][3], biases[i][1])
+                z = torch.tanh(a) * torch.sigmoid(b)
+                skip = skip + functional.linear(z, p[f"{i}.skip"])
+                x = x + functional.linear(z, p[f"{i}.residual"])
+            assert isinstance(skip, Tensor)
+            hidden = torch.relu(functional.linear(torch.relu(skip), p["post"], p["post.bias"]))
+            symbol = draw(functional.linear(hidden, p["head"], p["head.bias"]), u[t])
+            drawn.append(symbol)
+        return torch.stack(drawn, 1)
+
+    return loop
+
+
+def joined(p: Parameters, dilations: Sequence[int], dtype: torch.dtype) -> Loop:
+    """The same with as few products as possible: both taps of filter and gate in one, residual and skip in another."""
     p = {name: weight.to(dtype) for name, weight in p.items()}
     R = p["embed"].shape[1]
     both = [torch.cat([p[f"{i}.residual"], p[f"{i}.skip"]]) for i in range(len(dilations))]
@@ -106,9 +142,9 @@ def wavenet(
 ) -> Case:
     def make() -> Workload:
         p = parameters(symbols, residual, skip, len(dilations))
-        loops = {"cached loop": cached(p, dilations, torch.float32)}
+        loops = {"cached loop": plain(p, dilations), "same, joined": joined(p, dilations, torch.float32)}
         if dtype == torch.bfloat16:
-            loops["cached loop in bfloat16"] = cached(p, dilations, torch.bfloat16)
+            loops["same, joined, in bfloat16"] = joined(p, dilations, torch.bfloat16)
         return Workload(program(p, dilations), rows, steps, loops)
 
     weights = len(dilations) * residual * (5 * residual + skip) - residual**2 + skip * (skip + symbols)

@@ -42,21 +42,6 @@ void truncate(double* z, std::int64_t n, const ChoiceOptions& options, std::int3
 
 }  // namespace
 
-std::int64_t pick_from_logits(double* z, std::int64_t n, double u) {
-    const double top = *std::max_element(z, z + n);
-    if (top == kNever) return -1;
-    double total = 0;
-    for (std::int64_t k = 0; k < n; ++k) total += z[k] = std::exp(z[k] - top);
-    double sum = 0;
-    std::int64_t last = -1;
-    for (std::int64_t k = 0; k < n; ++k) {
-        sum += z[k];
-        if (sum > u * total) return k;
-        if (z[k] > 0) last = k;
-    }
-    return last;
-}
-
 void restrict_to(double* z, std::int64_t n, const ChoiceOptions& options, std::int32_t* order) {
     if (options.allowed) {
         for (std::int64_t k = 0; k < n; ++k) {

@@ -5,9 +5,6 @@
 
 namespace fastar::cpu {
 
-// Colours of a mixture, and values of a position; the executor refuses programs of more.
-constexpr std::int64_t kMaxChannels = 16;
-
 struct ChoiceOptions {
     double temperature;
     std::int64_t top_k;  // 0: none
@@ -19,9 +16,5 @@ struct ChoiceOptions {
 // Divides logits [n] by the temperature, and makes those minus infinity that the options leave out. `order` holds n
 // numbers of scratch.
 void restrict_to(double* logits, std::int64_t n, const ChoiceOptions& options, std::int32_t* order);
-
-// The smallest k whose cumulative softmax exceeds u; the last with probability where rounding leaves none; -1 where
-// every logit is minus infinity. The logits are overwritten.
-std::int64_t pick_from_logits(double* logits, std::int64_t n, double u);
 
 }  // namespace fastar::cpu

@@ -4,10 +4,10 @@
 #include <numbers>
 #include <utility>
 
+#include "common/mixture.h"
 #include "common/philox.h"
 #include "cpu/dispatch.h"
 #include "cpu/executor/choice.h"
-#include "cpu/executor/mixture.h"
 #include "cpu/executor/steps.h"
 
 namespace fastar::cpu {

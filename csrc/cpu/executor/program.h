@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/head.h"
 #include "cpu/executor/kernels.h"
 
 namespace fastar::cpu {
@@ -41,17 +42,6 @@ struct Weight {
     std::vector<std::int64_t> shape;
     const float* floats;
     const std::int32_t* integers;
-};
-
-enum class HeadKind { kBernoulli, kCategorical, kNormal, kGaussian, kLaplace, kLogistic, kGiven };
-
-struct Head {
-    HeadKind kind;
-    std::int64_t levels = 0;  // 0: none
-    std::int64_t components = 1;
-    std::int64_t channels = 1;
-    std::optional<double> low, high, min_log_scale;
-    double branch = 0.0;
 };
 
 enum class Op {

@@ -249,13 +249,14 @@ void pack_tiles(const Matrix<T>& m, std::int64_t begin, std::int64_t end, Word<T
     const std::int64_t words = words_of<T>(m.inputs);
     for (std::int64_t tile = begin; tile < end; ++tile) {
         Word<T>* out = packed + tile * kTileRows * m.depth();
-        for (std::int64_t r = 0; r < kTileRows; ++r) {
-            const std::int64_t row = tile * kTileRows + r;
+        const T* rows = m.data + tile * kTileRows * m.row;
+        const std::int64_t count = std::min<std::int64_t>(kTileRows, m.rows - tile * kTileRows);
+        for (std::int64_t k = 0; k < m.taps; ++k) {
             for (std::int64_t i = 0; i < words; ++i) {
-                for (std::int64_t k = 0; k < m.taps; ++k) {
-                    out[(k * words + i) * kTileRows + r] =
-                        row < m.rows ? word_of<T>(m.data + row * m.row + k * m.tap, m.input, i, m.inputs) : Word<T>{};
+                for (std::int64_t r = 0; r < kTileRows; ++r) {
+                    out[r] = r < count ? word_of<T>(rows + r * m.row + k * m.tap, m.input, i, m.inputs) : Word<T>{};
                 }
+                out += kTileRows;
             }
         }
     }

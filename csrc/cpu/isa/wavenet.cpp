@@ -151,7 +151,20 @@ void forward(const WavenetForward& f, const void* packed, std::int64_t begin, st
         const auto mix = [&](int which, const float* bias, const T* before, std::int64_t before_stride, float scale,
                              const T* after, std::int64_t after_stride, T* out) {
             std::fill(sums.begin(), sums.end(), 0.0f);
+            // What is added to the next rows comes from memory while they are multiplied.
+            const auto fetch = [&](std::int64_t first) {
+                const T* rows = after ? after : before;
+                const std::int64_t stride = after ? after_stride : before_stride;
+                for (std::int64_t row = first; rows && row < std::min(first + kTileRows, gates->matrix(which).rows);
+                     ++row) {
+                    for (std::int64_t t = 0; t < gates->count; t += static_cast<std::int64_t>(64 / sizeof(T))) {
+                        __builtin_prefetch(rows + row * stride + t);
+                    }
+                }
+            };
+            fetch(0);
             const auto done = [&](std::int64_t first, std::int64_t last) {
+                fetch(last);
                 for (std::int64_t row = first; row < last; ++row) {
                     const Floats shift = splat(bias ? bias[row] : 0.0f);
                     for (std::int64_t t = 0; t < gates->count; t += kLanes) {

@@ -1,18 +1,52 @@
-#include "cpu/executor/mixture.h"
+// Laws with a mean and a scale, alone or mixed, in float64: docs/step-programs.md, "Draws".
+//
+// constexpr for the same reason as common/philox.h: device code may call it.
+#pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <numbers>
 
-#include "cpu/executor/choice.h"
+#include "common/head.h"
 
-namespace fastar::cpu {
-namespace {
+namespace fastar {
+
+// The smallest k whose cumulative softmax exceeds u; the last with probability where rounding leaves none; -1 where
+// every logit is minus infinity. The logits are overwritten.
+constexpr std::int64_t pick_from_logits(double* z, std::int64_t n, double u) {
+    const double top = *std::max_element(z, z + n);
+    if (top == -std::numeric_limits<double>::infinity()) return -1;
+    double total = 0;
+    for (std::int64_t k = 0; k < n; ++k) total += z[k] = std::exp(z[k] - top);
+    double sum = 0;
+    std::int64_t last = -1;
+    for (std::int64_t k = 0; k < n; ++k) {
+        sum += z[k];
+        if (sum > u * total) return k;
+        if (z[k] > 0) last = k;
+    }
+    return last;
+}
+
+// Parameters of one draw, as the program left them.
+struct MixtureParameters {
+    const float* params;
+    double* logits;  // scratch of 2 * components
+};
+
+// Bounds of a draw's channels, null where there are none.
+struct Bounds {
+    const double* low;
+    const double* high;
+};
+
+namespace laws {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-double log_sigmoid(double z) {
+constexpr double log_sigmoid(double z) {
     return z < 0 ? z - std::log1p(std::exp(z)) : -std::log1p(std::exp(-z));
 }
 
@@ -21,11 +55,11 @@ struct Fields {
     const Head& head;
     const float* params;
 
-    bool alone() const { return head.kind == HeadKind::kNormal; }
-    double logit(std::int64_t k) const { return alone() ? 0.0 : params[k]; }
-    const float* means() const { return params + (alone() ? 0 : head.components); }
-    const float* log_scales() const { return means() + head.channels * head.components; }
-    double mean(std::int64_t c, std::int64_t k, const double* earlier) const {
+    constexpr bool alone() const { return head.kind == HeadKind::kNormal; }
+    constexpr double logit(std::int64_t k) const { return alone() ? 0.0 : params[k]; }
+    constexpr const float* means() const { return params + (alone() ? 0 : head.components); }
+    constexpr const float* log_scales() const { return means() + head.channels * head.components; }
+    constexpr double mean(std::int64_t c, std::int64_t k, const double* earlier) const {
         double m = means()[c * head.components + k];
         const float* coefficients = log_scales() + head.channels * head.components;
         for (std::int64_t j = 0; j < c; ++j) {
@@ -33,29 +67,29 @@ struct Fields {
         }
         return m;
     }
-    double log_scale(std::int64_t c, std::int64_t k) const {
+    constexpr double log_scale(std::int64_t c, std::int64_t k) const {
         const double s = log_scales()[c * head.components + k];
         return head.min_log_scale ? std::max(s, *head.min_log_scale) : s;
     }
 };
 
-double half_bin(const Head& head) {
+constexpr double half_bin(const Head& head) {
     return (*head.high - *head.low) / static_cast<double>(head.levels - 1) / 2;
 }
 
 // A value as the law sees it.
-double scaled(const Head& head, double value, bool integer) {
+constexpr double scaled(const Head& head, double value, bool integer) {
     return head.levels == 0 || !integer ? value : *head.low + value * 2 * half_bin(head);
 }
 
-double cdf(const Head& head, double z) {
+constexpr double cdf(const Head& head, double z) {
     if (head.kind == HeadKind::kLogistic) return 1 / (1 + std::exp(-z));
     if (head.kind == HeadKind::kLaplace) return z < 0 ? 0.5 * std::exp(z) : 1 - 0.5 * std::exp(-z);
     return 0.5 * std::erfc(-z / std::numbers::sqrt2);
 }
 
 // The normal quantile: a rational start, then steps of third order on the function itself.
-double normal_quantile(double u) {
+constexpr double normal_quantile(double u) {
     const bool upper = u > 0.5;
     const double tail = upper ? 1 - u : u;
     const double t = std::sqrt(-2 * std::log(tail));
@@ -68,7 +102,7 @@ double normal_quantile(double u) {
     return upper ? -z : z;
 }
 
-double quantile(const Head& head, double u) {
+constexpr double quantile(const Head& head, double u) {
     if (head.kind == HeadKind::kLogistic) return std::log(u) - std::log1p(-u);
     if (head.kind == HeadKind::kLaplace) return u < 0.5 ? std::log(2 * u) : -std::log(2 * (1 - u));
     return normal_quantile(u);
@@ -80,10 +114,10 @@ struct Folded {
     double a;
     double b;
 
-    Folded(double low, double high) : flip(low > 0), a(flip ? -high : low), b(flip ? -low : high) {}
+    constexpr Folded(double low, double high) : flip(low > 0), a(flip ? -high : low), b(flip ? -low : high) {}
 };
 
-double quantile_between(const Head& head, double u, double low, double high) {
+constexpr double quantile_between(const Head& head, double u, double low, double high) {
     const Folded f(low, high);
     if (f.flip) u = 1 - u;
     const double below = cdf(head, f.a);
@@ -92,7 +126,7 @@ double quantile_between(const Head& head, double u, double low, double high) {
     return f.flip ? -z : z;
 }
 
-double log_mass(const Head& head, double mean, double log_scale, double low, double high) {
+constexpr double log_mass(const Head& head, double mean, double log_scale, double low, double high) {
     const double scale = std::exp(log_scale);
     const Folded f((low - mean) / scale, (high - mean) / scale);
     return std::log(cdf(head, f.b) - cdf(head, f.a));
@@ -104,7 +138,7 @@ struct Edges {
 };
 
 // The outer edges of the supported levels' bins, or the range itself.
-Edges edges_of(const Head& head, Bounds support, std::int64_t c, bool integer) {
+constexpr Edges edges_of(const Head& head, Bounds support, std::int64_t c, bool integer) {
     const double low = scaled(head, support.low[c], integer);
     const double high = scaled(head, support.high[c], integer);
     if (head.levels == 0) return {low, high};
@@ -112,7 +146,7 @@ Edges edges_of(const Head& head, Bounds support, std::int64_t c, bool integer) {
     return {low <= *head.low + half ? -kInfinity : low - half, high >= *head.high - half ? kInfinity : high + half};
 }
 
-double component_log_prob(const Head& head, double x, double mean, double log_scale) {
+constexpr double component_log_prob(const Head& head, double x, double mean, double log_scale) {
     const double z = (x - mean) * std::exp(-log_scale);
     if (head.kind == HeadKind::kNormal || head.kind == HeadKind::kGaussian) {
         return -0.5 * z * z - log_scale - 0.5 * std::log(2 * std::numbers::pi);
@@ -131,7 +165,7 @@ double component_log_prob(const Head& head, double x, double mean, double log_sc
     return inner;
 }
 
-double log_sum_exp(const double* z, std::int64_t n) {
+constexpr double log_sum_exp(const double* z, std::int64_t n) {
     const double top = *std::max_element(z, z + n);
     if (!std::isfinite(top)) return top;
     double total = 0;
@@ -140,7 +174,7 @@ double log_sum_exp(const double* z, std::int64_t n) {
 }
 
 // The value in the data's terms, and in `x` the scaled value that it stands for.
-double to_grid(const Head& head, Bounds support, std::int64_t c, bool integer, double& x) {
+constexpr double to_grid(const Head& head, Bounds support, std::int64_t c, bool integer, double& x) {
     if (head.low) x = std::clamp(x, *head.low, *head.high);
     if (head.levels == 0) return x;
     double level = std::floor((x - *head.low) / (2 * half_bin(head)) + 0.5);
@@ -150,10 +184,12 @@ double to_grid(const Head& head, Bounds support, std::int64_t c, bool integer, d
     return integer ? level : x;
 }
 
-}  // namespace
+}  // namespace laws
 
-bool draw_mixture(const Head& head, const MixtureParameters& p, const double* u, double temperature, bool greedy,
-                  Bounds support, bool integer, double* value) {
+// Values of head.channels into `value`, from 1 + channels (a normal: 1) uniforms. False: no component can be chosen.
+constexpr bool draw_mixture(const Head& head, const MixtureParameters& p, const double* u, double temperature,
+                            bool greedy, Bounds support, bool integer, double* value) {
+    using namespace laws;
     const Fields fields{head, p.params};
     const std::int64_t K = head.components;
     double* z = p.logits;
@@ -193,7 +229,8 @@ bool draw_mixture(const Head& head, const MixtureParameters& p, const double* u,
     return true;
 }
 
-double mixture_log_prob(const Head& head, const MixtureParameters& p, const double* value, bool integer) {
+constexpr double mixture_log_prob(const Head& head, const MixtureParameters& p, const double* value, bool integer) {
+    using namespace laws;
     const Fields fields{head, p.params};
     const std::int64_t K = head.components;
     double x[kMaxChannels];
@@ -212,4 +249,4 @@ double mixture_log_prob(const Head& head, const MixtureParameters& p, const doub
     return log_sum_exp(joint, K);
 }
 
-}  // namespace fastar::cpu
+}  // namespace fastar

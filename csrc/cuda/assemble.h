@@ -1,0 +1,50 @@
+// A step program into the stretch of device memory that the kernels read.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/executor/program.h"
+#include "cuda/commands.h"
+
+namespace fastar::cuda {
+
+enum class Precision { kFloat32, kBfloat16, kFloat16, kInt8 };
+
+struct AssemblyOptions {
+    Precision precision = Precision::kFloat32;
+    std::int64_t fast_numbers = 0;    // of a row, that may lie in shared memory
+    std::int64_t resident_bytes = 0;  // of matrices, that a block may keep in shared memory
+    std::int64_t blocks = 1;          // of a team
+    bool contents = true;             // false: all but the weights themselves, to see what fits
+};
+
+// What a pass over all commands costs a team, each command counted once.
+struct Tally {
+    std::int64_t commands = 0;
+    std::int64_t block_meetings = 0;
+    std::int64_t team_meetings = 0;
+    std::int64_t weight_bytes = 0;    // read by a block
+    std::int64_t resident_bytes = 0;  // of these, from shared memory
+};
+
+struct Assembly {
+    struct Where {
+        int space;
+        std::int64_t base;
+        std::int64_t size;
+    };
+    std::vector<std::byte> bytes;
+    std::int64_t size = 0;  // of `bytes`, were they there
+    Stretch stretch{};
+    std::vector<Where> buffers;  // of the program, in its order
+    std::int64_t fast = 0;       // numbers of a row
+    std::int64_t slow = 0;
+    Tally tally;
+
+    // Throws std::invalid_argument, naming the entry, for what the kernels cannot hold.
+    Assembly(cpu::Program program, const AssemblyOptions& options);
+};
+
+}  // namespace fastar::cuda

@@ -1,0 +1,220 @@
+// A program as the kernels read it: plain structs in one stretch of device memory, made on the host by
+// cuda/assemble.h. Weights and tables are named by their distance in bytes from the stretch's beginning.
+#pragma once
+
+#include <cstdint>
+
+#include "common/head.h"
+#include "cpu/executor/kernels.h"
+
+namespace fastar::cuda {
+
+constexpr int kMaxTerms = 4;
+constexpr int kMaxCoordinates = 3;
+constexpr int kMaxVariables = 8;
+constexpr int kMaxInputs = 8;
+// Rows that share a pass over the weights: the columns of one matrix instruction.
+constexpr int kMaxRows = 8;
+
+// floor((constant + sum coefficient * variable) / divisor)
+struct Slot {
+    std::int32_t constant = 0;
+    std::int32_t divisor = 1;
+    std::int32_t terms = 0;
+    std::int32_t variable[kMaxTerms] = {};
+    std::int32_t coefficient[kMaxTerms] = {};
+
+    constexpr std::int32_t at(const std::int32_t* variables) const {
+        std::int32_t value = constant;
+        for (int i = 0; i < terms; ++i) value += coefficient[i] * variables[variable[i]];
+        if (divisor == 1) return value;
+        return value / divisor - (value % divisor < 0 ? 1 : 0);
+    }
+};
+
+// Where channels of a row's buffer begin, in numbers from the beginning of the row's space; or, with no coordinates and
+// base 0, an index of another kind. Coordinates that neither wrap nor may be outside are part of `offset`.
+struct Address {
+    std::int32_t base = 0;
+    Slot offset;
+    std::int32_t coordinates = 0;
+    std::int32_t wraps = 0;  // the first coordinate is a ring's
+    Slot at[kMaxCoordinates];
+    std::int32_t size[kMaxCoordinates] = {};
+    std::int32_t stride[kMaxCoordinates] = {};
+
+    // -1 where a coordinate is outside.
+    constexpr std::int32_t find(const std::int32_t* variables) const {
+        std::int32_t where = base + offset.at(variables);
+        for (int c = 0; c < coordinates; ++c) {
+            std::int32_t i = at[c].at(variables);
+            const bool ring = c == 0 && wraps != 0;
+            if (i < 0 || (i >= size[c] && !ring)) return -1;
+            if (ring) i %= size[0];
+            where += i * stride[c];
+        }
+        return where;
+    }
+};
+
+// Of a row: 0 is the shared memory of the block, 1 the rest of its arena in global memory, and each input has its own.
+constexpr int kFastSpace = 0;
+constexpr int kSlowSpace = 1;
+constexpr int kFirstInputSpace = 2;
+constexpr int kSpaces = kFirstInputSpace + kMaxInputs;
+
+// Channels of a buffer: the address by its number within the block of commands.
+struct Operand {
+    std::int16_t address = -1;  // -1: absent
+    std::int16_t space = 0;
+    std::int32_t width = 0;
+
+    constexpr bool present() const { return address >= 0; }
+};
+
+enum class Op : std::uint8_t {
+    kMatrix,
+    kGather,
+    kAccumulate,
+    kGate,
+    kElementwise,
+    kNorm,
+    kAttention,
+    kCell,
+    kDraw,
+    kStore,
+    kEmit
+};
+
+// How a matrix is kept. Rows: float32, an output's inputs side by side, summed by a warp. Float32: tiles of 8 outputs,
+// of which 4 lanes share each. The others: fragments of 16 outputs x 16 inputs for the matrix instruction.
+enum class Storage : std::uint8_t { kRows, kFloat32, kBfloat16, kFloat16, kInt8 };
+
+// Inputs that one step of a tile takes, and the steps that are worth a warp of their own.
+constexpr int kStep = 16;
+constexpr int kStepsPerPart = 8;
+constexpr int kMaxParts = 12;
+
+constexpr int outputs_of_tile(Storage storage) {
+    return storage == Storage::kRows ? 1 : storage == Storage::kFloat32 ? 8 : 16;
+}
+
+// Who has to have come to this point before a command may begin.
+enum class Meeting : std::uint8_t { kNobody, kBlock, kTeam };
+
+enum class Elementwise : std::uint8_t { kUnary, kClamp, kConcatElu, kAdd, kMultiply };
+
+using cpu::CellKind;
+using cpu::Function;
+using cpu::GateFunction;
+using cpu::NormKind;
+
+struct Command {
+    Op op = Op::kMatrix;
+    Meeting meeting = Meeting::kNobody;
+    // Whether the blocks of a team share the work, rather than each doing all of it on its own copy.
+    bool shared_out = false;
+    Storage storage = Storage::kRows;
+    Function function = Function::kNone;
+    Function input_function = Function::kNone;
+    GateFunction gate = GateFunction::kTanh;
+    NormKind norm = NormKind::kLayer;
+    CellKind cell_kind = CellKind::kTanh;
+    Elementwise elementwise = Elementwise::kUnary;
+    std::int32_t place = 0;  // of the instruction in the program
+
+    // `source` is also a, query, input_gates and params; `other` is b and hidden_gates.
+    Operand out, source, add, other, hidden, cell, cell_out, log_prob, keys, values;
+    std::int16_t index = -1;     // also bank, row, base, newest, and of spans
+    std::int16_t position = -1;  // addresses that hold indices
+    std::int16_t tap = -1;       // the first of `taps` addresses, where the source is read through taps
+    std::int16_t taps = 0;
+
+    std::int64_t weight = -1;  // also a table
+    std::int64_t bias = -1;
+    std::int64_t scales = -1;  // int8: of each output
+    std::int64_t spans = -1;
+    std::int64_t reach = -1;
+    std::int64_t bank_bytes = 0;
+    std::int64_t resident = -1;  // where its tiles lie in the block's shared memory, behind the fast space
+    std::int32_t tile_bytes = 0;
+    std::int32_t parts = 1;  // of a tile's inputs, each summed by a warp
+    std::int32_t outputs = 0;
+    std::int32_t inputs = 0;  // of one tap
+    std::int32_t channel = 0;
+    std::int32_t first_symbol = -1;
+    std::int32_t heads = 1;
+    std::int32_t kv_heads = 1;
+    std::int32_t window = 0;  // 0: all
+    std::int32_t slots = 0;
+    std::int32_t law = -1;
+    float scale = 1.0f;  // also alpha
+    float shift = 0.0f;  // also beta
+    float first = 0.0f;
+    float eps = 0.0f;
+};
+
+enum class Control : std::int32_t { kLoop, kWhen, kEnd, kBlock };
+
+// Control flow, and between it blocks of commands whose addresses are found side by side before the first begins.
+struct Entry {
+    Control control = Control::kEnd;
+    std::int32_t place = 0;
+    std::int32_t variable = 0;
+    std::int32_t count = -1;  // of a loop; -1: the length of the run
+    Slot index;
+    std::int32_t start = 0;
+    std::int32_t stop = 0x7fffffff;
+    std::int32_t step = 1;
+    std::int32_t jump = 0;  // from a loop or when to its end, from an end to its beginning
+    std::int32_t command = 0;
+    std::int32_t commands = 0;
+    std::int32_t address = 0;
+    std::int32_t addresses = 0;
+    std::int32_t completes = 0;  // a position
+};
+
+// A matrix whose tiles are in shared memory throughout a launch: all of them, or in block r of a team those whose
+// number is r more than a multiple of `apart`.
+struct Resident {
+    std::int64_t from;  // in the stretch
+    std::int64_t to;    // in the shared memory behind the fast space
+    std::int32_t tile_bytes;
+    std::int32_t tiles;  // of a bank
+    std::int32_t banks;
+    std::int32_t apart;
+};
+
+// The stretch: where each kind of struct begins, in bytes.
+struct Stretch {
+    std::int64_t entries;
+    std::int64_t commands;
+    std::int64_t addresses;
+    std::int64_t laws;
+    std::int64_t residents;
+    std::int64_t resident_bytes;
+    std::int32_t resident_count;
+    std::int32_t entry_count;
+    std::int32_t most_addresses;  // of a block
+    std::int32_t most_slots;      // of an attention
+    std::int32_t most_levels;     // of a draw
+    std::int32_t most_components;
+    std::int32_t most_parts;  // of a matrix's tile
+};
+
+enum class FailureKind : std::int32_t { kNone, kNotANumber, kNoSupport, kNotGiven, kNotFinite, kStuck };
+
+// Of a team of blocks, between launches.
+struct Progress {
+    std::int32_t entry;
+    std::int32_t done;  // positions complete
+    std::int32_t variables[kMaxVariables];
+    FailureKind failure;
+    std::int32_t failed_place;
+    std::int32_t failed_position;
+    std::int32_t failed_row;
+    std::uint32_t arrivals[2];            // at the meetings of a grid, in this launch and in the next
+    unsigned long long earliest_failure;  // of a grid, whose blocks share no other memory
+};
+
+}  // namespace fastar::cuda

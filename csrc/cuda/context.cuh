@@ -1,0 +1,95 @@
+// What a command sees while it runs: its operands' addresses, the rows of the team, and who does what.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/elements.cuh"
+#include "cuda/run.h"
+#include "cuda/team.cuh"
+#include "cuda/vocabulary.cuh"
+
+namespace fastar::cuda {
+
+// The threads that share a command: those of the block, or of the team.
+struct Crew {
+    int warp;
+    int warps;
+    int lane;
+
+    FASTAR_DEVICE int thread() const { return warp * kLanes + lane; }
+    FASTAR_DEVICE int threads() const { return warps * kLanes; }
+};
+
+struct Context {
+    const Run& run;
+    const SharedLayout& layout;
+    const Team& team;
+    Spaces* spaces;
+    const std::int32_t* addresses;  // of the block of commands that runs
+    int rows;
+    std::int64_t first_row;
+    int done;
+
+    FASTAR_DEVICE Crew block_crew() const {
+        const auto thread = static_cast<int>(thread_index());
+        return {thread / kLanes, static_cast<int>(thread_count()) / kLanes, thread % kLanes};
+    }
+    FASTAR_DEVICE Crew crew(const Command& c) const {
+        Crew all = block_crew();
+        if (c.shared_out) {
+            // Neighbouring numbers in different blocks, so that few tiles keep many of them busy.
+            all.warp = all.warp * team.size + team.rank;
+            all.warps *= team.size;
+        }
+        return all;
+    }
+
+    // Blocks that share a command, and the number of this one.
+    FASTAR_DEVICE int blocks(const Command& c) const { return c.shared_out ? team.size : 1; }
+    FASTAR_DEVICE int block(const Command& c) const { return c.shared_out ? team.rank : 0; }
+
+    FASTAR_DEVICE int index(std::int16_t address) const { return addresses[address]; }
+    FASTAR_DEVICE float* row(const Operand& o, int r) const {
+        return spaces->base[o.space] + r * spaces->stride[o.space] + addresses[o.address];
+    }
+    // The source through a tap, of row 0; null where that is outside.
+    FASTAR_DEVICE const float* tap(const Command& c, int number) const {
+        const std::int32_t at = addresses[c.taps == 0 ? c.source.address : c.tap + number];
+        return at < 0 ? nullptr : spaces->base[c.source.space] + at;
+    }
+    FASTAR_DEVICE std::int64_t stride(const Operand& o) const { return spaces->stride[o.space]; }
+
+    template <typename T>
+    FASTAR_DEVICE const T* weights(std::int64_t offset) const {
+        return reinterpret_cast<const T*>(run.stretch + offset);
+    }
+
+    // How many copies of an operand a command writes, and one of them.
+    FASTAR_DEVICE int copies(const Command& c, const Operand& o) const {
+        return c.shared_out && o.space == kFastSpace ? team.size : 1;
+    }
+    FASTAR_DEVICE float* copy(float* own, int copies, int number) const {
+        return copies > 1 ? in_block(own, static_cast<unsigned>(number)) : own;
+    }
+    FASTAR_DEVICE void put(const Command& c, const Operand& o, float* at, float value) const {
+        const int all = copies(c, o);
+        for (int i = 0; i < all; ++i) *copy(at, all, i) = value;
+    }
+
+    FASTAR_DEVICE const double* values(int r, int position) const {
+        return run.values + ((first_row + r) * run.length + position) * run.channels;
+    }
+
+    // The earliest failure is kept: by position, then place, then row.
+    FASTAR_DEVICE void fail(FailureKind kind, int place, int r) const {
+        const unsigned long long word = static_cast<unsigned long long>(done) << 32 |
+                                        static_cast<unsigned long long>(place) << 8 |
+                                        static_cast<unsigned long long>(r) << 4 | static_cast<unsigned long long>(kind);
+        if (team.schedule == Schedule::kGrid) return atomic_min(team.failure, word);
+        for (int i = 0; i < team.size; ++i) {
+            atomic_min(team.size > 1 ? in_block(team.failure, static_cast<unsigned>(i)) : team.failure, word);
+        }
+    }
+};
+
+}  // namespace fastar::cuda

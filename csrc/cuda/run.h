@@ -1,0 +1,110 @@
+// What a launch is given, and how it lays out a block's shared memory: plain types, shared by the host and the kernels.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cuda/commands.h"
+
+namespace fastar::cuda {
+
+// Who runs a program for some rows: a block, a cluster of them, or all blocks of the launch.
+enum class Schedule : std::int32_t { kRow, kCluster, kGrid };
+
+// All pointers are the device's. Arrays are indexed by row first; docs/step-programs.md, "Draws", says what they mean.
+struct Run {
+    const std::byte* stretch;
+    Stretch where;
+    Progress* progress;  // [teams]
+    float* arena;        // [rows, arena_stride]: the fast space's numbers, then the slow one's
+    std::int64_t arena_stride;
+    const float* inputs[kMaxInputs];
+    std::int64_t input_strides[kMaxInputs];
+    float* scores;  // of attention, where they do not fit beside the rest: [blocks, warps, most_slots]
+    std::int64_t rows;
+    Schedule schedule;
+    std::int32_t turn;  // 0 and 1 alternate from launch to launch
+    std::int32_t rows_per_team;
+    std::int32_t blocks_per_team;
+    std::int32_t threads;  // of a block
+    std::int32_t fast;     // numbers of a row in shared memory
+    std::int32_t fast_stride;
+    std::int32_t length;
+    std::int32_t target;    // run until that many positions are complete
+    std::int32_t channels;  // of a value
+    std::int32_t levels;    // 0: floats
+    std::int32_t levels_per_row;
+    std::int32_t range_per_row;
+    std::int32_t greedy;
+    std::int64_t top_k;  // 0: none
+    std::int64_t stop;   // -1: none
+    std::int64_t position_offset;
+    std::int64_t uniform_draws;
+    double temperature;
+    double top_p;  // 0: none
+    const std::int64_t* row_numbers;
+    const std::int64_t* seeds;
+    std::int64_t* lengths;        // [rows]
+    double* values;               // [rows, length, channels]
+    double* log_prob;             // [rows]
+    double* log_weight;           // [rows]
+    const double* given;          // [rows, length, channels] or null
+    const std::uint8_t* support;  // [rows or 1, length, levels] or null
+    const double* low;            // [rows or 1, length, channels] or null
+    const double* high;
+    const double* uniforms;  // [rows, length, draws] or null
+};
+
+// Of a block. More would leave a thread fewer registers than the kernel has a use for.
+constexpr std::int32_t kMostThreads = 384;
+// A choice among at most so many levels is made by a warp, among more by a block.
+constexpr std::int32_t kWarpLevels = 1024;
+// Into how many stretches the levels are cut whose sums are taken apart: by a block, and by a warp.
+constexpr std::int32_t kBlockSegments = 1024;
+constexpr std::int32_t kWarpSegments = 32;
+// Attention's scores stay in shared memory up to this size.
+constexpr std::int64_t kMostScoreBytes = 32 * 1024;
+
+struct Spaces {
+    float* base[kSpaces];
+    std::int64_t stride[kSpaces];
+};
+
+// A block's shared memory, in bytes from its beginning.
+struct SharedLayout {
+    std::int64_t spaces = 16;  // behind the word of the earliest failure
+    std::int64_t sums;         // doubles [rows, 2]: log-probability, log-weight
+    std::int64_t addresses;    // two sets: that of a block of commands is found while slow threads still read the last
+    std::int64_t choice;       // doubles, of a warp or of the block
+    std::int64_t mixture;      // doubles [rows, 2 components]
+    std::int64_t partials;     // floats [tiles in parts at once, parts, rows, 32]
+    std::int64_t scores;       // -1: in global memory
+    std::int64_t fast;
+    std::int64_t resident;  // tiles of matrices
+    std::int64_t bytes;
+
+    constexpr SharedLayout(const Stretch& where, std::int32_t rows, std::int32_t threads, std::int64_t fast_stride) {
+        sums = spaces + static_cast<std::int64_t>(sizeof(Spaces));
+        addresses = sums + 16 * rows;
+        choice = aligned(addresses + 8 * where.most_addresses);
+        const std::int64_t warps = threads / 32;
+        mixture = choice + 8 * (where.most_levels > kWarpLevels ? kBlockSegments : kWarpSegments * warps);
+        partials = aligned(mixture + 16 * rows * where.most_components);
+        const std::int64_t items = where.most_parts <= 1 ? 0 : warps > where.most_parts ? warps : where.most_parts;
+        const std::int64_t behind = partials + items * kMaxRows * 32 * 4;
+        const std::int64_t score_bytes = 4 * warps * where.most_slots;
+        scores = score_bytes <= kMostScoreBytes ? behind : -1;
+        fast = aligned(behind + (scores < 0 ? 0 : score_bytes));
+        resident = (fast + 4 * rows * fast_stride + 127) / 128 * 128;
+        bytes = resident + where.resident_bytes;
+    }
+
+    static constexpr std::int64_t aligned(std::int64_t n) { return (n + 15) / 16 * 16; }
+};
+
+// Numbers between the rows of the fast space: lanes that read eight rows at once then meet all banks.
+constexpr std::int64_t stride_of(std::int64_t fast) {
+    return (fast + 23) / 32 * 32 + 8;
+}
+
+}  // namespace fastar::cuda

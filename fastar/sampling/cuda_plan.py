@@ -1,0 +1,179 @@
+"""How a program is given to a card's blocks: the schedules, what each would take, and which is chosen and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastar import native
+from fastar.sampling.cost import Cost, cost
+from fastar.sampling.index import Ref
+from fastar.sampling.program import Program
+
+SCHEDULES = ("auto", "row", "cluster", "grid")
+
+# What the prediction supposes, in microseconds and bytes per microsecond. None of it was measured by this project: the
+# first three are cycles counted in the kernel at 1.7 GHz, the fourth is what others report of barriers through global
+# memory, the rest the published widths of an SM's paths, of the second cache level and of HBM3e.
+_COMMAND = 0.06
+_BLOCK_MEETING = 0.02
+_CLUSTER_MEETING = 0.25
+_GRID_MEETING = 1.0
+_BYTES_OF_A_MULTIPROCESSOR = 100e3
+_BYTES_OF_LEVEL_2 = 5.5e6
+_BYTES_OF_MEMORY = 4.0e6
+
+# Of a row, where matrices take the rest of the shared memory.
+_NUMBERS_BESIDE_WEIGHTS = 4096
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How rows are given to blocks. `predicted_us` is of one position for the planned rows, and no measurement."""
+
+    name: str
+    rows_per_team: int
+    blocks_per_team: int
+    threads: int
+    shared_bytes: int
+    predicted_us: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a packed program may take of a block's shared memory, and how many blocks make a team."""
+
+    numbers: int  # of a row
+    blocks: int
+    resident_bytes: int = 0  # of weights
+    contents: bool = False  # whether the weights are packed, or only counted
+
+
+Pack = Callable[[Room], Any]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the caller fixed of a plan."""
+
+    schedule: str = "auto"
+    rows: int = 1
+    shared_bytes: int | None = None
+    blocks: int | None = None
+
+
+def choose(program: Program, pack: Pack, card: Any, wishes: Wishes) -> tuple[Any, Schedule, list[str]]:
+    """The packed program, its schedule, and the schedules not taken with the reason.
+
+    `pack` packs the program into the room that it is given.
+    """
+    names = SCHEDULES[1:] if wishes.schedule == "auto" else (wishes.schedule,)
+    work = cost(program)
+    found: list[tuple[Room, Schedule]] = []
+    declined = []
+    for name in names:
+        reason = _why_not(name, card)
+        if reason is None:
+            found.append(_plan(name, program, pack, card, wishes, work))
+        else:
+            declined.append(f"{name}: {reason}")
+    if not found:
+        raise RuntimeError(f"schedule: {'; '.join(declined)}")
+    found.sort(key=lambda one: one[1].predicted_us)
+    declined += [f"{plan.name}: predicted {plan.predicted_us:.2f} us a position" for _, plan in found[1:]]
+    room, plan = found[0]
+    return pack(replace(room, contents=True)), plan, declined
+
+
+def _why_not(name: str, card: Any) -> str | None:
+    if name == "cluster" and card.max_cluster < 2:
+        return f"{card.name} has no clusters"
+    return None
+
+
+def rows_per_team(rows: int, teams: int) -> int:
+    """Rows share a pass over the weights once every team has one."""
+    most: int = native.core().CUDA_MOST_ROWS
+    return min(most, 1 << (-(-rows // max(1, teams)) - 1).bit_length())
+
+
+def _plan(name: str, program: Program, pack: Pack, card: Any, wishes: Wishes, work: Cost) -> tuple[Room, Schedule]:
+    threads = _threads(program)
+    limit = min(wishes.shared_bytes or card.shared_per_block, card.shared_per_block)
+    plans: list[tuple[Room, Schedule]] = []
+    for blocks in _team_sizes(name, card, wishes):
+        teams = 1 if name == "grid" else card.multiprocessors // blocks
+        rows = rows_per_team(wishes.rows, teams)
+        # A long ring is read at a few places only: its room may be worth more to the matrices.
+        most = max(0, limit // (4 * rows) - 32)
+        for numbers in (0,) if name == "grid" else {most, min(most, _NUMBERS_BESIDE_WEIGHTS)}:
+            room, packed, shared = _fill(program, pack, Room(numbers, blocks), rows, threads, limit, card)
+            us = _predict(name, packed, work, rows, blocks, wishes.rows, card)
+            reason = (
+                f"{rows} rows for {blocks} blocks of {threads} threads, {4 * packed.fast} bytes of a row in shared"
+                f" memory, {4 * packed.slow} in global memory"
+            )
+            plans.append((room, Schedule(name, rows, blocks, threads, shared, us, reason)))
+    return min(plans, key=lambda one: one[1].predicted_us)
+
+
+def _team_sizes(name: str, card: Any, wishes: Wishes) -> tuple[int, ...]:
+    if name == "row":
+        return (1,)
+    if wishes.blocks is not None:
+        return (wishes.blocks,)
+    if name == "cluster":
+        return tuple(n for n in (2, 4, 8, 16) if n <= card.max_cluster)
+    # Blocks of a grid see the same memory only outside of them, and have to be resident together.
+    most: int = native.core().CUDA_MOST_ROWS
+    return (max(1, card.multiprocessors // -(-wishes.rows // most)),)
+
+
+def _threads(program: Program) -> int:
+    # A warp for every 16 outputs of the largest matrix, or for every 128 channels of anything else.
+    warps = 1
+    for step in program.code:
+        out = getattr(step, "out", None)
+        if isinstance(out, Ref):
+            warps = max(warps, out.width // (16 if hasattr(step, "weight") else 128))
+    most: int = native.core().CUDA_MOST_THREADS
+    return min(most, 32 * (1 << (warps - 1).bit_length()))
+
+
+def _fill(
+    program: Program, pack: Pack, room: Room, rows: int, threads: int, limit: int, card: Any
+) -> tuple[Room, Any, int]:
+    # As many of a row's numbers in shared memory as there is room for, then matrices; what else lies there is known
+    # after counting.
+    while True:
+        packed = pack(room)
+        shared: int = packed.shared_bytes(rows=rows, threads=threads)
+        if shared <= limit:
+            break
+        if room.numbers == 0:
+            raise RuntimeError(
+                f"{program.name}: a block needs {shared} bytes of shared memory and has {limit} on {card.name}"
+            )
+        over = (shared - limit) // (4 * rows)
+        room = replace(room, numbers=max(0, min(room.numbers, packed.fast) - over - 32))
+    room = replace(room, numbers=packed.fast, resident_bytes=max(0, limit - shared - 128))
+    packed = pack(room)
+    return room, packed, packed.shared_bytes(rows=rows, threads=threads)
+
+
+def _predict(name: str, packed: Any, work: Cost, rows: int, blocks: int, all_rows: int, card: Any) -> float:
+    tally = packed.tally
+    share = work.instructions / max(1, tally["commands"])
+    team = {"row": _BLOCK_MEETING, "cluster": _CLUSTER_MEETING, "grid": _GRID_MEETING}[name]
+    waiting = share * (tally["block_meetings"] * _BLOCK_MEETING + tally["team_meetings"] * team)
+    teams = -(-all_rows // rows)
+    at_once = max(1, min(teams, card.multiprocessors // blocks))
+    level_2 = _BYTES_OF_LEVEL_2 if packed.bytes <= card.l2_bytes or not card.l2_bytes else _BYTES_OF_MEMORY
+    bandwidth = min(_BYTES_OF_A_MULTIPROCESSOR, level_2 / (at_once * blocks))
+    read = share * (tally["weight_bytes"] - tally["resident_bytes"]) / bandwidth
+    # From shared memory at twice the width of the path to level 2.
+    kept = share * tally["resident_bytes"] / (2 * _BYTES_OF_A_MULTIPROCESSOR)
+    pass_us = work.instructions * _COMMAND + waiting + read + kept
+    return float(pass_us * -(-teams // at_once))

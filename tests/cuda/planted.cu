@@ -1,0 +1,102 @@
+// Kernels that are right, and the same with one mistake each, to see that the twin finds it.
+#include "cuda/launch.cuh"
+
+namespace fastar::cuda {
+namespace {
+
+// out[i] = in[i] reversed within the block, through shared memory.
+template <bool kBarrier>
+FASTAR_KERNEL(64)
+reverse(const float* in, float* out) {
+    float* shared = reinterpret_cast<float*>(shared_memory());
+    const unsigned i = thread_index();
+    shared[i] = in[block_index() * 64 + i];
+    if (kBarrier) barrier();
+    out[block_index() * 64 + i] = shared[63 - i];
+}
+
+// Twice the input, copied asynchronously in two groups.
+template <int kPending>
+FASTAR_KERNEL(32)
+copy(const float* in, float* out) {
+    float* shared = reinterpret_cast<float*>(shared_memory());
+    const unsigned i = thread_index();
+    for (int half = 0; half < 2; ++half) {
+        copy_async(shared + 128 * half + 4 * i, in + 128 * half + 4 * i);
+        copy_commit();
+    }
+    copy_wait<1>();
+    for (int k = 0; k < 4; ++k) out[4 * i + k] = 2 * shared[4 * i + k];
+    copy_wait<kPending>();
+    for (int k = 0; k < 4; ++k) out[128 + 4 * i + k] = 2 * shared[128 + 4 * i + k];
+}
+
+// A sum over the blocks of a cluster, gathered in the first.
+template <bool kWait>
+FASTAR_KERNEL(32)
+gather(const float* in, float* out) {
+    float* shared = reinterpret_cast<float*>(shared_memory());
+    const unsigned i = thread_index();
+    in_block(shared, 0)[cluster_rank() * 32 + i] = in[block_index() * 32 + i];
+    cluster_arrive();
+    if (kWait) cluster_wait();
+    if (cluster_rank() != 0) return;
+    float sum = 0;
+    for (unsigned b = 0; b < cluster_size(); ++b) sum += shared[b * 32 + i];
+    out[block_index() / cluster_size() * 32 + i] = sum;
+}
+
+// Block 0 waits for what the others add to a flag.
+FASTAR_KERNEL(32) wait_for(unsigned* flag, unsigned target) {
+    if (block_index() != 0 && thread_index() == 0) add_release(flag, 1);
+    if (block_index() == 0) await(flag, target);
+}
+
+FASTAR_KERNEL(64) half_at_a_barrier() {
+    if (thread_index() < 32) barrier();
+}
+
+// Both factors from their plain forms, the product back to one.
+FASTAR_KERNEL(32) multiply(const float* a, const float* b, float* d, bool half) {
+    const int row = static_cast<int>(thread_index()) / 4;
+    const int pair = static_cast<int>(thread_index()) % 4 * 2;
+    std::uint32_t left[4];
+    std::uint32_t right[2];
+    const auto pack = [&](float low, float high) { return half ? pack_float16(low, high) : pack_bfloat16(low, high); };
+    for (int w = 0; w < 4; ++w) {
+        const float* from = a + (row + w % 2 * 8) * 16 + pair + w / 2 * 8;
+        left[w] = pack(from[0], from[1]);
+    }
+    for (int w = 0; w < 2; ++w) right[w] = pack(b[(pair + 8 * w) * 8 + row], b[(pair + 8 * w + 1) * 8 + row]);
+    float sums[4] = {};
+    if (half) {
+        multiply_float16(sums, left, right);
+    } else {
+        multiply_bfloat16(sums, left, right);
+    }
+    for (int i = 0; i < 4; ++i) d[(row + i / 2 * 8) * 8 + pair + i % 2] = sums[i];
+}
+
+}  // namespace
+}  // namespace fastar::cuda
+
+#pragma GCC visibility push(default)
+extern "C" const char* run(const char* name, std::uint64_t seed, float* in, float* out, unsigned* flag) {
+    using namespace fastar;
+    twin::configure(seed, 0);
+    return cuda::guarded([&] {
+        const std::string which = name;
+        if (which == "reverse") cuda::launch({4, 64, 256}, nullptr, cuda::reverse<true>, in, out);
+        if (which == "reverse without barrier") cuda::launch({4, 64, 256}, nullptr, cuda::reverse<false>, in, out);
+        if (which == "copy") cuda::launch({1, 32, 1024}, nullptr, cuda::copy<0>, in, out);
+        if (which == "copy read early") cuda::launch({1, 32, 1024}, nullptr, cuda::copy<1>, in, out);
+        if (which == "gather") cuda::launch({8, 32, 512, 4}, nullptr, cuda::gather<true>, in, out);
+        if (which == "gather without wait") cuda::launch({8, 32, 512, 4}, nullptr, cuda::gather<false>, in, out);
+        if (which == "flag") cuda::launch({4, 32, 0, 1, true}, nullptr, cuda::wait_for, flag, 3u);
+        if (which == "flag never raised") cuda::launch({4, 32, 0, 1, true}, nullptr, cuda::wait_for, flag, 4u);
+        if (which == "half at a barrier") cuda::launch({1, 64}, nullptr, cuda::half_at_a_barrier);
+        if (which == "bfloat16") cuda::launch({1, 32}, nullptr, cuda::multiply, in, in + 256, out, false);
+        if (which == "float16") cuda::launch({1, 32}, nullptr, cuda::multiply, in, in + 256, out, true);
+    });
+}
+#pragma GCC visibility pop
