@@ -26,6 +26,10 @@ from fastar.kernels import _activation, _launch
 # Tiles of a step beyond which one program for a whole image would leave the rest of the card idle for too long.
 _TILES_ALONE = 8
 
+# BLOCK_K and warps of a forward launch for each step, by the card's generation and the size of an element. They were
+# chosen for compiling without spills: the assembler saves registers that nobody else wants until it just spills.
+_EACH_STEP = {(8, 2): (32, 8), (8, 4): (16, 4), (9, 2): (32, 4), (9, 4): (16, 4), (10, 2): (32, 4), (10, 4): (32, 4)}
+
 
 @triton.jit
 def _column(step, lane, COLUMNS, ALONG: tl.constexpr):
@@ -66,8 +70,8 @@ def forward_kernel(
     h,
     cells,
     gates,
-    first_step,
-    steps,
+    first,
+    turns,
     ROWS,
     COLUMNS,
     LANES,
@@ -79,7 +83,7 @@ def forward_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Steps from first_step on of one image; its tiles of lanes x hidden units are shared out over program axis 1.
+    """Tiles of lanes x hidden units, counted from the first step's on: `turns` of them from first + program axis 1.
 
     x and gates [B, ROWS, COLUMNS, 4 H], h and cells [B, ROWS, COLUMNS, H], h0 and c0 [B, COLUMNS, H] or None, weight
     [KERNEL, H, 4 H]. gates may be None.
@@ -95,69 +99,70 @@ def forward_kernel(
         c0 += image * COLUMNS * H
     h_tiles = tl.cdiv(H, BLOCK_H)
     tiles = tl.cdiv(LANES, BLOCK_N) * h_tiles
-    for step in range(first_step, first_step + steps):
-        for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
-            lane = (tile // h_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
-            unit = (tile % h_tiles) * BLOCK_H + tl.arange(0, BLOCK_H)
-            row, column = _column(step, lane, COLUMNS, ALONG)
-            here = (lane < LANES) & (column >= 0) & (column < COLUMNS)
-            inside = here[:, None] & (unit < H)[None, :]
-            pixel = (row * COLUMNS + column).to(tl.int64)
-            at_gate = pixel[:, None] * 4 * H + unit[None, :]
-            o = tl.load(x + at_gate, mask=inside, other=0.0).to(tl.float32)
-            f = tl.load(x + at_gate + H, mask=inside, other=0.0).to(tl.float32)
-            i = tl.load(x + at_gate + 2 * H, mask=inside, other=0.0).to(tl.float32)
-            g = tl.load(x + at_gate + 3 * H, mask=inside, other=0.0).to(tl.float32)
-            for tap in range(KERNEL):
-                dy, dx = _look(tap, KERNEL, ALONG)
-                seen_column = column + dx
-                beside = here & (seen_column >= 0) & (seen_column < COLUMNS)
-                above = row + dy >= 0
-                seen = ((row + dy) * COLUMNS + seen_column).to(tl.int64)
-                for first in range(0, H, BLOCK_K):
-                    k = first + tl.arange(0, BLOCK_K)
-                    a = tl.load(
-                        h + seen[:, None] * H + k[None, :],
-                        mask=(beside & above)[:, None] & (k < H)[None, :],
+    for turn in range(turns):
+        place = first + tl.program_id(1) + turn
+        step = place // tiles
+        tile = place % tiles
+        lane = (tile // h_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+        unit = (tile % h_tiles) * BLOCK_H + tl.arange(0, BLOCK_H)
+        row, column = _column(step, lane, COLUMNS, ALONG)
+        here = (lane < LANES) & (column >= 0) & (column < COLUMNS)
+        inside = here[:, None] & (unit < H)[None, :]
+        pixel = (row * COLUMNS + column).to(tl.int64)
+        at_gate = pixel[:, None] * 4 * H + unit[None, :]
+        o = tl.load(x + at_gate, mask=inside, other=0.0).to(tl.float32)
+        f = tl.load(x + at_gate + H, mask=inside, other=0.0).to(tl.float32)
+        i = tl.load(x + at_gate + 2 * H, mask=inside, other=0.0).to(tl.float32)
+        g = tl.load(x + at_gate + 3 * H, mask=inside, other=0.0).to(tl.float32)
+        for tap in range(KERNEL):
+            dy, dx = _look(tap, KERNEL, ALONG)
+            seen_column = column + dx
+            beside = here & (seen_column >= 0) & (seen_column < COLUMNS)
+            above = row + dy >= 0
+            seen = ((row + dy) * COLUMNS + seen_column).to(tl.int64)
+            for start in range(0, H, BLOCK_K):
+                k = start + tl.arange(0, BLOCK_K)
+                a = tl.load(
+                    h + seen[:, None] * H + k[None, :],
+                    mask=(beside & above)[:, None] & (k < H)[None, :],
+                    other=0.0,
+                )
+                if h0 is not None:
+                    a += tl.load(
+                        h0 + seen_column[:, None] * H + k[None, :],
+                        mask=(beside & (row + dy < 0))[:, None] & (k < H)[None, :],
                         other=0.0,
                     )
-                    if h0 is not None:
-                        a += tl.load(
-                            h0 + seen_column[:, None] * H + k[None, :],
-                            mask=(beside & (row + dy < 0))[:, None] & (k < H)[None, :],
-                            other=0.0,
-                        )
-                    w = weight + (tap * H + k)[:, None] * 4 * H + unit[None, :]
-                    known = (k < H)[:, None] & (unit < H)[None, :]
-                    o = tl.dot(a, tl.load(w, mask=known, other=0.0), o, input_precision=PRECISION)
-                    f = tl.dot(a, tl.load(w + H, mask=known, other=0.0), f, input_precision=PRECISION)
-                    i = tl.dot(a, tl.load(w + 2 * H, mask=known, other=0.0), i, input_precision=PRECISION)
-                    g = tl.dot(a, tl.load(w + 3 * H, mask=known, other=0.0), g, input_precision=PRECISION)
-            # The cell before is that of the row above, or of the neighbour that tap 1 sees.
-            dy, dx = _look(KERNEL // 2, KERNEL, ALONG)
-            old_column = column + dx
-            has_old = here & (row + dy >= 0) & (old_column >= 0) & (old_column < COLUMNS)
-            old = ((row + dy) * COLUMNS + old_column).to(tl.int64)
-            c = tl.load(
-                cells + old[:, None] * H + unit[None, :], mask=has_old[:, None] & (unit < H)[None, :], other=0.0
-            )
-            if c0 is not None:
-                at_start = (here & (row + dy < 0))[:, None] & (unit < H)[None, :]
-                c += tl.load(c0 + old_column[:, None] * H + unit[None, :], mask=at_start, other=0.0).to(tl.float32)
-            o = tl.sigmoid(o)
-            f = tl.sigmoid(f)
-            i = tl.sigmoid(i)
-            g = _activation.tanh(g)
-            c = f * c + i * g
-            at = pixel[:, None] * H + unit[None, :]
-            tl.store(cells + at, c, mask=inside)
-            tl.store(h + at, (o * _activation.tanh(c)).to(h.dtype.element_ty), mask=inside)
-            if gates is not None:
-                tl.store(gates + at_gate, o.to(gates.dtype.element_ty), mask=inside)
-                tl.store(gates + at_gate + H, f.to(gates.dtype.element_ty), mask=inside)
-                tl.store(gates + at_gate + 2 * H, i.to(gates.dtype.element_ty), mask=inside)
-                tl.store(gates + at_gate + 3 * H, g.to(gates.dtype.element_ty), mask=inside)
-        # The next step reads what this one has written.
+                w = weight + (tap * H + k)[:, None] * 4 * H + unit[None, :]
+                known = (k < H)[:, None] & (unit < H)[None, :]
+                o = tl.dot(a, tl.load(w, mask=known, other=0.0), o, input_precision=PRECISION)
+                f = tl.dot(a, tl.load(w + H, mask=known, other=0.0), f, input_precision=PRECISION)
+                i = tl.dot(a, tl.load(w + 2 * H, mask=known, other=0.0), i, input_precision=PRECISION)
+                g = tl.dot(a, tl.load(w + 3 * H, mask=known, other=0.0), g, input_precision=PRECISION)
+        # The cell before is that of the row above, or of the neighbour that tap 1 sees.
+        dy, dx = _look(KERNEL // 2, KERNEL, ALONG)
+        old_column = column + dx
+        has_old = here & (row + dy >= 0) & (old_column >= 0) & (old_column < COLUMNS)
+        old = ((row + dy) * COLUMNS + old_column).to(tl.int64)
+        c = tl.load(cells + old[:, None] * H + unit[None, :], mask=has_old[:, None] & (unit < H)[None, :], other=0.0)
+        if c0 is not None:
+            at_start = (here & (row + dy < 0))[:, None] & (unit < H)[None, :]
+            c += tl.load(c0 + old_column[:, None] * H + unit[None, :], mask=at_start, other=0.0).to(tl.float32)
+        o = tl.sigmoid(o)
+        f = tl.sigmoid(f)
+        i = tl.sigmoid(i)
+        g = _activation.tanh(g)
+        c = f * c + i * g
+        at = pixel[:, None] * H + unit[None, :]
+        tl.store(cells + at, c, mask=inside)
+        tl.store(h + at, (o * _activation.tanh(c)).to(h.dtype.element_ty), mask=inside)
+        if gates is not None:
+            tl.store(gates + at_gate, o.to(gates.dtype.element_ty), mask=inside)
+            tl.store(gates + at_gate + H, f.to(gates.dtype.element_ty), mask=inside)
+            tl.store(gates + at_gate + 2 * H, i.to(gates.dtype.element_ty), mask=inside)
+            tl.store(gates + at_gate + 3 * H, g.to(gates.dtype.element_ty), mask=inside)
+        # The next step reads what this one has written. Tiles are a single loop: as one inside that of the steps, what
+        # the assembler kept from turn to turn made forward variants spill on each of the cards.
         tl.debug_barrier()
 
 
@@ -170,8 +175,8 @@ def backward_kernel(
     weight,
     cell_gradient,
     grad_x,
-    last_step,
-    steps,
+    first,
+    turns,
     final_step,
     ROWS,
     COLUMNS,
@@ -184,7 +189,7 @@ def backward_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Steps from last_step down of one image, final_step being the scan's last; tiles as in the forward.
+    """Tiles as in the forward, counted from those of the scan's last step, final_step, down to the first's.
 
     grad and cells [B, ROWS, COLUMNS, H], gates and grad_x [B, ROWS, COLUMNS, 4 H], weight [KERNEL, 4 H, H], and
     cell_gradient [B, LANES, H], what a step says of the cell before it. c0 [B, COLUMNS, H] and grad may be None.
@@ -200,63 +205,64 @@ def backward_kernel(
         c0 += image * COLUMNS * H
     h_tiles = tl.cdiv(H, BLOCK_H)
     tiles = tl.cdiv(LANES, BLOCK_N) * h_tiles
-    for back in range(steps):
-        step = last_step - back
-        for tile in range(tl.program_id(1), tiles, tl.num_programs(1)):
-            lane = (tile // h_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
-            unit = (tile % h_tiles) * BLOCK_H + tl.arange(0, BLOCK_H)
-            row, column = _column(step, lane, COLUMNS, ALONG)
-            here = (lane < LANES) & (column >= 0) & (column < COLUMNS)
-            inside = here[:, None] & (unit < H)[None, :]
-            pixel = (row * COLUMNS + column).to(tl.int64)
-            at = pixel[:, None] * H + unit[None, :]
-            dh = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
-            if step < final_step:
-                for tap in range(KERNEL):
-                    dy, dx = _look(tap, KERNEL, ALONG)
-                    # The pixel that sees this one by this tap.
-                    seer_column = column - dx
-                    known = here & (row - dy < ROWS) & (seer_column >= 0) & (seer_column < COLUMNS)
-                    seer = ((row - dy) * COLUMNS + seer_column).to(tl.int64)
-                    for first in range(0, 4 * H, BLOCK_K):
-                        k = first + tl.arange(0, BLOCK_K)
-                        dz = tl.load(
-                            grad_x + seer[:, None] * 4 * H + k[None, :],
-                            mask=known[:, None] & (k < 4 * H)[None, :],
-                            other=0.0,
-                        )
-                        w = tl.load(
-                            weight + (tap * 4 * H + k)[:, None] * H + unit[None, :],
-                            mask=(k < 4 * H)[:, None] & (unit < H)[None, :],
-                            other=0.0,
-                        )
-                        dh = tl.dot(dz, w, dh, input_precision=PRECISION)
-            if grad is not None:
-                dh += tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
-            at_gate = pixel[:, None] * 4 * H + unit[None, :]
-            o = tl.load(gates + at_gate, mask=inside, other=0.0).to(tl.float32)
-            f = tl.load(gates + at_gate + H, mask=inside, other=0.0).to(tl.float32)
-            i = tl.load(gates + at_gate + 2 * H, mask=inside, other=0.0).to(tl.float32)
-            g = tl.load(gates + at_gate + 3 * H, mask=inside, other=0.0).to(tl.float32)
-            t = _activation.tanh(tl.load(cells + at, mask=inside, other=0.0))
-            dy, dx = _look(KERNEL // 2, KERNEL, ALONG)
-            old_column = column + dx
-            has_old = here & (row + dy >= 0) & (old_column >= 0) & (old_column < COLUMNS)
-            old = ((row + dy) * COLUMNS + old_column).to(tl.int64)
-            before = tl.load(
-                cells + old[:, None] * H + unit[None, :], mask=has_old[:, None] & (unit < H)[None, :], other=0.0
-            )
-            if c0 is not None:
-                at_start = (here & (row + dy < 0))[:, None] & (unit < H)[None, :]
-                before += tl.load(c0 + old_column[:, None] * H + unit[None, :], mask=at_start, other=0.0).to(tl.float32)
-            dc_at = cell_gradient + lane[:, None] * H + unit[None, :]
-            dc = tl.load(dc_at, mask=inside, other=0.0) + dh * o * (1.0 - t * t)
-            tl.store(dc_at, dc * f, mask=inside)
-            kind = grad_x.dtype.element_ty
-            tl.store(grad_x + at_gate, (dh * t * o * (1.0 - o)).to(kind), mask=inside)
-            tl.store(grad_x + at_gate + H, (dc * before * f * (1.0 - f)).to(kind), mask=inside)
-            tl.store(grad_x + at_gate + 2 * H, (dc * g * i * (1.0 - i)).to(kind), mask=inside)
-            tl.store(grad_x + at_gate + 3 * H, (dc * i * (1.0 - g * g)).to(kind), mask=inside)
+    for turn in range(turns):
+        place = first + tl.program_id(1) + turn
+        step = final_step - place // tiles
+        tile = place % tiles
+        lane = (tile // h_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
+        unit = (tile % h_tiles) * BLOCK_H + tl.arange(0, BLOCK_H)
+        row, column = _column(step, lane, COLUMNS, ALONG)
+        here = (lane < LANES) & (column >= 0) & (column < COLUMNS)
+        inside = here[:, None] & (unit < H)[None, :]
+        pixel = (row * COLUMNS + column).to(tl.int64)
+        at = pixel[:, None] * H + unit[None, :]
+        dh = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
+        if step < final_step:
+            for tap in range(KERNEL):
+                dy, dx = _look(tap, KERNEL, ALONG)
+                # The pixel that sees this one by this tap.
+                seer_column = column - dx
+                known = here & (row - dy < ROWS) & (seer_column >= 0) & (seer_column < COLUMNS)
+                seer = ((row - dy) * COLUMNS + seer_column).to(tl.int64)
+                for start in range(0, 4 * H, BLOCK_K):
+                    k = start + tl.arange(0, BLOCK_K)
+                    dz = tl.load(
+                        grad_x + seer[:, None] * 4 * H + k[None, :],
+                        mask=known[:, None] & (k < 4 * H)[None, :],
+                        other=0.0,
+                    )
+                    w = tl.load(
+                        weight + (tap * 4 * H + k)[:, None] * H + unit[None, :],
+                        mask=(k < 4 * H)[:, None] & (unit < H)[None, :],
+                        other=0.0,
+                    )
+                    dh = tl.dot(dz, w, dh, input_precision=PRECISION)
+        if grad is not None:
+            dh += tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+        at_gate = pixel[:, None] * 4 * H + unit[None, :]
+        o = tl.load(gates + at_gate, mask=inside, other=0.0).to(tl.float32)
+        f = tl.load(gates + at_gate + H, mask=inside, other=0.0).to(tl.float32)
+        i = tl.load(gates + at_gate + 2 * H, mask=inside, other=0.0).to(tl.float32)
+        g = tl.load(gates + at_gate + 3 * H, mask=inside, other=0.0).to(tl.float32)
+        t = _activation.tanh(tl.load(cells + at, mask=inside, other=0.0))
+        dy, dx = _look(KERNEL // 2, KERNEL, ALONG)
+        old_column = column + dx
+        has_old = here & (row + dy >= 0) & (old_column >= 0) & (old_column < COLUMNS)
+        old = ((row + dy) * COLUMNS + old_column).to(tl.int64)
+        before = tl.load(
+            cells + old[:, None] * H + unit[None, :], mask=has_old[:, None] & (unit < H)[None, :], other=0.0
+        )
+        if c0 is not None:
+            at_start = (here & (row + dy < 0))[:, None] & (unit < H)[None, :]
+            before += tl.load(c0 + old_column[:, None] * H + unit[None, :], mask=at_start, other=0.0).to(tl.float32)
+        dc_at = cell_gradient + lane[:, None] * H + unit[None, :]
+        dc = tl.load(dc_at, mask=inside, other=0.0) + dh * o * (1.0 - t * t)
+        tl.store(dc_at, dc * f, mask=inside)
+        kind = grad_x.dtype.element_ty
+        tl.store(grad_x + at_gate, (dh * t * o * (1.0 - o)).to(kind), mask=inside)
+        tl.store(grad_x + at_gate + H, (dc * before * f * (1.0 - f)).to(kind), mask=inside)
+        tl.store(grad_x + at_gate + 2 * H, (dc * g * i * (1.0 - i)).to(kind), mask=inside)
+        tl.store(grad_x + at_gate + 3 * H, (dc * i * (1.0 - g * g)).to(kind), mask=inside)
         tl.debug_barrier()
 
 
@@ -268,14 +274,18 @@ def _blocks(x: Tensor, lanes: int, H: int, most_h: int, most_k: int) -> tuple[in
     return max(16, min(32, triton.next_power_of_2(lanes))), max(16, min(most_h, size)), max(16, min(most_k, size))
 
 
-def _schedule(lanes: int, steps: int, H: int, blocks: tuple[int, int, int]) -> Iterator[tuple[int, int, int]]:
-    """Programs per image, first step and number of steps of each launch."""
-    tiles = triton.cdiv(lanes, blocks[0]) * triton.cdiv(H, blocks[1])
+def _tiles(lanes: int, H: int, blocks: tuple[int, int, int]) -> int:
+    """Tiles of an image's step."""
+    return triton.cdiv(lanes, blocks[0]) * triton.cdiv(H, blocks[1])
+
+
+def _schedule(steps: int, tiles: int) -> Iterator[tuple[int, int, int]]:
+    """Programs per image, and the first program's first tile and number of tiles, of each launch."""
     if tiles <= _TILES_ALONE:
-        yield 1, 0, steps
+        yield 1, 0, steps * tiles
         return
     for step in range(steps):
-        yield tiles, step, 1
+        yield tiles, step * tiles, 1
 
 
 def _channels_last(t: Tensor | None) -> Tensor | None:
@@ -303,6 +313,10 @@ def forward(
     gates = torch.empty_like(x) if keep else None
     # Sums and weights of four gates at once: larger tiles spill.
     blocks = _blocks(x, lanes, H, 16, 16)
+    tiles = _tiles(lanes, H, blocks)
+    BLOCK_K, num_warps = blocks[2], 4
+    if tiles > _TILES_ALONE:
+        BLOCK_K, num_warps = _EACH_STEP.get((_launch.target_of(x.device).capability // 10, x.itemsize), (BLOCK_K, 4))
     arguments = {
         "x": x,
         "weight": weight.detach().permute(2, 1, 0).contiguous(),
@@ -320,11 +334,11 @@ def forward(
         "PRECISION": "tf32" if tf32 else "ieee",
         "BLOCK_N": blocks[0],
         "BLOCK_H": blocks[1],
-        "BLOCK_K": blocks[2],
+        "BLOCK_K": BLOCK_K,
     }
-    for programs, first, count in _schedule(lanes, steps, H, blocks):
-        own = {"first_step": first, "steps": count}
-        _launch.launch(forward_kernel, (B, programs), x.device, {**arguments, **own}, num_warps=4)
+    for programs, first, turns in _schedule(steps, tiles):
+        own = {"first": first, "turns": turns}
+        _launch.launch(forward_kernel, (B, programs), x.device, {**arguments, **own}, num_warps=num_warps)
     last = cells[:, -1].movedim(-1, 1)
     return h.movedim(-1, 1), last, *(None if t is None else t.movedim(-1, 1) for t in (gates, cells if keep else None))
 
@@ -351,6 +365,7 @@ def backward(
     if grad_c is not None:
         dc.copy_(grad_c.movedim(1, -1))
     blocks = _blocks(kept, lanes, H, 32, 64)
+    tiles = _tiles(lanes, H, blocks)
     arguments = {
         "grad": _channels_last(grad),
         "gates": kept,
@@ -371,8 +386,8 @@ def backward(
         "BLOCK_H": blocks[1],
         "BLOCK_K": blocks[2],
     }
-    for programs, first, count in _schedule(lanes, steps, H, blocks):
-        own = {"last_step": steps - 1 - first, "steps": count}
+    for programs, first, turns in _schedule(steps, tiles):
+        own = {"first": first, "turns": turns}
         _launch.launch(backward_kernel, (B, programs), kept.device, {**arguments, **own}, num_warps=4)
     image = grad_x.movedim(-1, 1)
     if h0 is None:
@@ -408,6 +423,9 @@ def compile_cases() -> Iterator[tuple[str, Callable[[], None]]]:
         (torch.float32, "rows", 64, 3, True, False),
         (torch.float32, "diagonals", 64, 2, False, True),
         (torch.bfloat16, "rows", 512, 3, True, False),
+        (torch.float32, "diagonals", 512, 2, False, False),
+        (torch.float32, "rows", 512, 3, False, True),
+        (torch.float16, "antidiagonals", 500, 2, False, False),
     ):
         name = f"{str(dtype).removeprefix('torch.')}, {along}, H={H}, k={k}" + (", tf32" if tf32 else "")
         yield name, case(dtype, along, H, k, with_state, tf32)
