@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _autocast, _library, _lstm_scan_cpu, _lstm_scan_dense
+from fastar.ops import _autocast, _library, _lstm_scan_cpu, _lstm_scan_dense, _triton
 from fastar.reference.lstm_scan import ALONG
 
 State = tuple[Tensor, Tensor]
@@ -89,6 +89,37 @@ def _cast(
     return x_gates.to(to), weight.to(to), None if h0 is None else h0.to(to), None if c0 is None else c0.to(to)
 
 
+def _triton_forward(
+    x_gates: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, along: str, keep: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    from fastar.kernels import lstm_scan as kernels
+
+    h, c, gates, cells = kernels.forward(x_gates, weight, h0, c0, along, keep, _triton.allow_tf32())
+    return h, c, gates, cells
+
+
+def _triton_backward(
+    grad: Tensor | None,
+    grad_c: Tensor | None,
+    h: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+    weight: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    along: str,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    from fastar.kernels import lstm_scan as kernels
+
+    grad_x, grad_h0, grad_c0 = kernels.backward(grad, grad_c, gates, cells, weight, h0, c0, along, _triton.allow_tf32())
+    if not need_weight:
+        return grad_x, None, grad_h0, grad_c0
+    # The whole image is known by now: a product of two tall matrices, which is a library's.
+    product = _lstm_scan_dense.weight_gradient(grad_x, h, h0, along, weight.shape[2], lambda a, b: a.t() @ b)
+    return grad_x, product, grad_h0, grad_c0
+
+
 def _never(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
@@ -96,6 +127,7 @@ def _never(device: torch.device, dtype: torch.dtype) -> str | None:
 _dispatch.register(
     "lstm_scan",
     [
+        _dispatch.Implementation("triton", _triton.why_not, _triton_forward, _triton_backward),
         _dispatch.Implementation("cpu", _lstm_scan_cpu.declines, _lstm_scan_cpu.forward, _lstm_scan_cpu.backward),
         _dispatch.Implementation("reference", _never, _lstm_scan_dense.forward, _lstm_scan_dense.backward),
     ],
