@@ -49,7 +49,8 @@ def test_the_snippet_runs_and_is_autoregressive() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "extra", "runs"), [("demo", "cli", ".venv/bin/fastar demo"), ("test", "test", ".venv/bin/pytest -n auto")]
+    ("name", "extra", "runs"),
+    [("demo", "cli", ".venv/bin/fastar demo"), ("test", "test", ".venv/bin/pytest -n auto --dist worksteal")],
 )
 def test_the_commands_set_up_what_they_run(name: str, extra: str, runs: str) -> None:
     line = command(name)
