@@ -7,6 +7,7 @@ lower as well. What cannot be is refused with the module's path and the reason.
 
 from __future__ import annotations
 
+import abc
 import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,7 @@ def register(*layers: type[nn.Module], over: str | Sequence[str] = SEQUENCE) -> 
     return enter
 
 
-class Lowering:
+class Lowering(abc.ABC):
     """What a traced forward is lowered to: its values, and the calls between layers that it understands."""
 
     over: ClassVar[str]
@@ -72,21 +73,21 @@ class Lowering:
         self.path = path
         return y
 
+    @abc.abstractmethod
     def value(self, x: object) -> Any:
         """The argument, if it is a float tensor of the traced forward."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def elementwise(self, function: str, a: Any, b: Any = None, alpha: float = 1.0, beta: float = 0.0) -> Any:
         """f(alpha a + beta), alpha a + b or alpha a b."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def chunk(self, x: Any, chunks: int, dim: int = 0) -> tuple[Any, ...]:
         """Equal parts of the channels."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def cat(self, parts: Sequence[Any], dim: int = 0) -> Any:
         """Channels side by side."""
-        raise NotImplementedError
 
     def parameter(self, tensor: torch.Tensor, name: str) -> Any:
         """A parameter or buffer that the forward uses outside a layer."""
