@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mpmath
 import pytest
 import torch
 import torch.nn.functional as F
@@ -276,114 +275,6 @@ def test_densities_integrate_to_one(kind: str) -> None:
 # Stability.
 
 
-def exact_logistic(x: float, mean: float, log_scale: float) -> float:
-    """log of a bin's mass, or of the density where that is below 1e-5, with 60 digits."""
-    with mpmath.workdps(60):
-        scale, half = mpmath.exp(max(log_scale, -7)), mpmath.mpf(1) / 255
-        above = 1 / (1 + mpmath.exp(-(x + half - mean) / scale))
-        below = 1 / (1 + mpmath.exp(-(x - half - mean) / scale))
-        if x <= -1:
-            return float(mpmath.log(above))
-        if x >= 1:
-            return float(-mpmath.log(1 + mpmath.exp((x - half - mean) / scale)))
-        if above - below > mpmath.mpf("1e-5"):
-            return float(mpmath.log(above - below))
-        z = (mpmath.mpf(x) - mean) / scale
-        return float(-z - mpmath.log(scale) - 2 * mpmath.log(1 + mpmath.exp(-z)) + mpmath.log(2 * half))
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_logistic_against_mpmath(implementation: str) -> None:
-    cases = [(x, m, s) for x in (-1.0, -0.5, 1.0) for m in (-3.0, -0.5, 0.25, 40.0) for s in (-9.0, -7.0, -3.0, 5.0)]
-    x, m, s = (torch.tensor(column) for column in zip(*cases, strict=True))
-    exact = torch.tensor([exact_logistic(*case) for case in cases], dtype=torch.float64)
-    with _dispatch.forced("heads", implementation):
-        ours = logistic_mixture_log_prob(torch.stack([torch.zeros_like(x), m, s], 1), x)
-    # x, m and s are floats as they stand, so what is left is the rounding of z: |z| up to 45,000.
-    torch.testing.assert_close(ours.double(), exact, rtol=1e-6, atol=2e-6)
-
-
-EXTREMES = [0.0, 1e-8, 1.0, -1.0, 30.0, -30.0, 300.0, -300.0, 6e4, -6e4]
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", ["gaussian", "laplace", "logistic", "logistic without floor"])
-def test_extreme_mixtures_stay_finite(implementation: str, dtype: torch.dtype, kind: str) -> None:
-    top = [torch.finfo(dtype).max, -torch.finfo(dtype).max] if dtype != torch.float32 else [1e38, -1e38]
-    values = EXTREMES + top
-    grid = torch.tensor(list(itertools.product(values, values, values)), dtype=torch.float32)
-    # Two components: an extreme one beside a usual one, and beside itself.
-    usual = torch.tensor([0.3, 0.1, -1.0]).expand_as(grid)
-    params = torch.cat([torch.stack([grid, usual], -1), torch.stack([grid, grid], -1)]).flatten(1).to(dtype)
-    params.requires_grad_()
-    for value in (-1.0, 0.0, 1.0):
-        x = torch.full((len(params),), value)
-        with _dispatch.forced("heads", implementation):
-            if kind in CONTINUOUS:
-                log_prob = CONTINUOUS[kind](params, x)
-            else:
-                options: dict[str, Any] = {"min_log_scale": None, "branch": 0.0} if "without" in kind else {}
-                log_prob = logistic_mixture_log_prob(params, x, **options)
-            (gradient,) = torch.autograd.grad(log_prob.sum(), params)
-        assert not log_prob.isnan().any()
-        assert gradient.isfinite().all()
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_extreme_logits(implementation: str, dtype: torch.dtype) -> None:
-    values = torch.tensor([*EXTREMES, torch.finfo(dtype).max / 4, -torch.finfo(dtype).max / 4]).to(dtype)
-    logits = torch.cartesian_prod(values, values).contiguous().requires_grad_()
-    with _dispatch.forced("heads", implementation):
-        for level in (0, 1):
-            for layout in (logits, logits.T.contiguous().T):
-                result = categorical_log_prob(layout, torch.full((len(logits),), level))
-                (gradient,) = torch.autograd.grad(result.sum(), logits)
-                assert result.isfinite().all()
-                assert gradient.isfinite().all()
-            result = bernoulli_log_prob(logits, torch.full(logits.shape, level))
-            (gradient,) = torch.autograd.grad(result.sum(), logits)
-            assert result.isfinite().all()
-            assert gradient.isfinite().all()
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("dim", [0, 1])
-def test_a_level_may_have_no_probability(implementation: str, dim: int) -> None:
-    logits = torch.randn(30, 40)
-    logits[torch.rand(30, 40) < 0.4] = -math.inf
-    logits[:, :12] = -math.inf
-    logits[:, 39] = 0.5
-    x = torch.full((30,), 39)
-    expected = logits.log_softmax(1)[:, 39]
-    leaf = (logits if dim == 1 else logits.T.contiguous()).requires_grad_()
-    with _dispatch.forced("heads", implementation):
-        log_prob = categorical_log_prob(leaf, x, dim=dim)
-        (gradient,) = torch.autograd.grad(log_prob.sum(), leaf)
-    torch.testing.assert_close(log_prob, expected)
-    assert gradient.isfinite().all()
-    assert (gradient[leaf == -math.inf] == 0).all()
-
-
-def test_a_component_may_have_no_weight() -> None:
-    params, x = torch.randn(20, 9), torch.randn(20)
-    params[:, 1] = -math.inf
-    kept = params[:, [0, 2, 3, 5, 6, 8]]
-    for function in CONTINUOUS.values():
-        torch.testing.assert_close(function(params, x), function(kept, x))
-
-
-def test_a_derivative_stops_at_the_largest_number_and_the_loss_scale_is_not_hidden() -> None:
-    params = torch.tensor([[0.0, 0.0, -8.0]], dtype=torch.float16, requires_grad=True)
-    x = torch.tensor([1.0])
-    (gradient,) = torch.autograd.grad(gaussian_mixture_log_prob(params, x).sum(), params)
-    assert gradient[0, 1].item() == torch.finfo(torch.float16).max
-    # A loss scale that is too large must still be seen as infinite by the gradient scaler.
-    (scaled,) = torch.autograd.grad(gaussian_mixture_log_prob(params, x).sum() * 1024, params)
-    assert scaled.isinf().any()
-
-
 # The op as PyTorch sees it.
 
 
@@ -520,82 +411,6 @@ def test_nothing_of_the_size_of_the_parameters_but_their_gradient(kind: str) -> 
     leaf = params.requires_grad_()
     both = peak_growth(lambda: torch.autograd.grad(run(head, leaf, x).sum(), leaf))
     assert both < bytes_of_params * 9 / 8
-
-
-# Bad input.
-
-LOGITS, BITS = torch.randn(4, 6), torch.randint(0, 2, (4, 6))
-RGB = torch.randn(4, 20, 3, 3)
-COLOURS = torch.zeros(4, 3, 3, 3, dtype=torch.int64)
-
-
-def changed(x: Tensor, value: float, at: tuple[int, ...]) -> Tensor:
-    x = x.clone()
-    x[at] = value
-    return x
-
-
-BAD: list[tuple[str, type[Exception], str, Callable[[], Any]]] = [
-    ("logits no tensor", TypeError, "logits: expected a tensor, got list", lambda: bernoulli_log_prob([1.0], BITS)),
-    ("integer logits", TypeError, "logits: expected dtype", lambda: bernoulli_log_prob(BITS, BITS)),
-    ("bits of another shape", ValueError, r"x: expected shape \[4, 6\]", lambda: bernoulli_log_prob(LOGITS, BITS[0])),
-    ("a bit of 2", ValueError, r"x: expected values in \[0, 1\] for a bernoulli head, got 2 at \[1, 3\]",
-     lambda: bernoulli_log_prob(LOGITS, changed(BITS, 2, (1, 3)))),
-    ("a bit of 2, summed", ValueError, r"got 2 at \[1, 3\]",
-     lambda: bernoulli_log_prob(LOGITS, changed(BITS, 2, (1, 3)), event_dims=1)),
-    ("a bit below 0", ValueError, r"got -1 at \[3, 5\]",
-     lambda: bernoulli_log_prob(LOGITS, changed(BITS.to(torch.int8), -1, (3, 5)))),
-    ("a NaN bit", ValueError, r"got nan at \[0, 0\]",
-     lambda: bernoulli_log_prob(LOGITS, changed(BITS.float(), math.nan, (0, 0)))),
-    ("event_dims", ValueError, "event_dims: expected 0 to 2", lambda: bernoulli_log_prob(LOGITS, BITS, event_dims=3)),
-    ("event_dims no integer", TypeError, "event_dims: expected an integer",
-     lambda: bernoulli_log_prob(LOGITS, BITS, event_dims=1.0)),
-    ("gradient of bits", ValueError, "x: a bernoulli head has no gradient for its data",
-     lambda: bernoulli_log_prob(LOGITS, BITS.float().requires_grad_())),
-    ("float levels", TypeError, "x: expected dtype int64", lambda: categorical_log_prob(LOGITS, torch.zeros(4))),
-    ("a level too many", ValueError, r"x: expected values in \[0, 5\] for a categorical head, got 6 at \[2\]",
-     lambda: categorical_log_prob(LOGITS, torch.tensor([0, 5, 6, 7]))),
-    ("a negative level", ValueError, r"got -1 at \[3\]",
-     lambda: categorical_log_prob(LOGITS, torch.tensor([0, 5, 1, -1]))),
-    ("a level too many, columns", ValueError, r"x: expected values in \[0, 3\].*got 4 at \[5\]",
-     lambda: categorical_log_prob(LOGITS, torch.tensor([0, 1, 2, 3, 0, 4]), dim=0)),
-    ("levels of another shape", ValueError, r"x: expected shape \[6\]",
-     lambda: categorical_log_prob(LOGITS, torch.zeros(4, dtype=torch.int64), dim=0)),
-    ("dim", ValueError, r"dim: expected a dimension of logits \[4, 6\], got 2",
-     lambda: categorical_log_prob(LOGITS, BITS[:, 0], dim=2)),
-    ("no levels", ValueError, "logits: expected at least one parameter in dimension 1",
-     lambda: categorical_log_prob(LOGITS[:, :0], BITS[:, 0])),
-    ("x elsewhere", ValueError, "x: expected the device of logits",
-     lambda: categorical_log_prob(LOGITS, BITS[:, 0].to("meta"))),
-    ("parameters in threes", ValueError, "params: expected a multiple of 3 parameters in dimension 1 .* got 5",
-     lambda: gaussian_mixture_log_prob(LOGITS[:, :5], torch.zeros(4))),
-    ("integer data", TypeError, "x: expected dtype float32", lambda: laplace_mixture_log_prob(LOGITS, BITS[:, 0])),
-    ("data of less precision", TypeError, "x: expected dtype float32",
-     lambda: gaussian_mixture_log_prob(LOGITS, torch.zeros(4).half())),
-    ("NaN data", ValueError, r"x: expected values in \[-inf, inf\] for a gaussian head, got nan at \[2\]",
-     lambda: gaussian_mixture_log_prob(LOGITS, changed(torch.zeros(4), math.nan, (2,)))),
-    ("parameters in tens", ValueError, "params: expected a multiple of 10 parameters in dimension 1 for 3 channel",
-     lambda: logistic_mixture_log_prob(RGB[:, :19], COLOURS, dim=1)),
-    ("a level of 256", ValueError, r"x: expected values in \[0, 255\] for a logistic head, got 256 at \[1, 2, 0, 1\]",
-     lambda: logistic_mixture_log_prob(RGB, changed(COLOURS, 256, (1, 2, 0, 1)), dim=1)),
-    ("a value of 2", ValueError, r"x: expected values in \[-1, 1\] for a logistic head, got 2.0 at \[1, 2, 0, 1\]",
-     lambda: logistic_mixture_log_prob(RGB, changed(COLOURS.float(), 2, (1, 2, 0, 1)), dim=1)),
-    ("levels", ValueError, "levels: expected at least 2, got 1",
-     lambda: logistic_mixture_log_prob(RGB, COLOURS, dim=1, levels=1)),
-    ("branch", ValueError, "branch: expected a probability", lambda: logistic_mixture_log_prob(
-        RGB, COLOURS, dim=1, branch=1.5)),
-    ("floor", ValueError, "min_log_scale: expected a number or None", lambda: logistic_mixture_log_prob(
-        RGB, COLOURS, dim=1, min_log_scale=math.nan)),
-    ("gradient of colours", ValueError, "x: a logistic head has no gradient for its data",
-     lambda: logistic_mixture_log_prob(RGB, COLOURS.float().requires_grad_(), dim=1)),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("error", "message", "call"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_bad_input_is_named(implementation: str, error: type[Exception], message: str, call: Callable[[], Any]) -> None:
-    with _dispatch.forced("heads", implementation), pytest.raises(error, match=message):
-        call()
 
 
 # Training.
