@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from fastar.bench.cases.sampling._common import Loop, Work, Workload, case, draw, random
@@ -61,6 +61,62 @@ def program(p: Parameters, dilations: Sequence[int]) -> Program:
             Draw(Head("categorical", symbols), t, logits),
         )
     return b.build()
+
+
+class Layer(nn.Module):
+    """A layer as trained: convolutions for filter and gate, and of one tap for residual and skip."""
+
+    def __init__(self, p: Parameters, i: int) -> None:
+        super().__init__()
+        R, S = p["embed"].shape[1], len(p["post"])
+        self.filter, self.gate = nn.Conv1d(R, R, 2), nn.Conv1d(R, R, 2)
+        self.residual, self.skip = nn.Conv1d(R, R, 1, bias=False), nn.Conv1d(R, S, 1, bias=False)
+        taps = p[f"{i}.gates"].view(2 * R, 2, R).transpose(1, 2)
+        halves = zip(taps.split(R), p[f"{i}.gates.bias"].split(R), strict=True)
+        with torch.no_grad():
+            for convolution, (weight, bias) in zip((self.filter, self.gate), halves, strict=True):
+                convolution.weight.copy_(weight)
+                convolution.bias.copy_(bias)  # type: ignore[union-attr]
+            self.residual.weight.copy_(p[f"{i}.residual"][..., None])
+            self.skip.weight.copy_(p[f"{i}.skip"][..., None])
+
+    def forward(self, taps: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the next layer sees, what the output layers see) of an input and the one a dilation ago, [B, R, 2]."""
+        z = torch.tanh(self.filter(taps)) * torch.sigmoid(self.gate(taps))
+        return taps[:, :, 1:] + self.residual(z), self.skip(z)
+
+
+def modules(p: Parameters, dilations: Sequence[int]) -> Loop:
+    """As published: the model's own modules, over a queue per layer."""
+    S, symbols = len(p["post"]), len(p["head"])
+    layers = nn.ModuleList(Layer(p, i) for i in range(len(dilations)))
+    embed, post, head = nn.Embedding.from_pretrained(p["embed"]), nn.Conv1d(S, S, 1), nn.Conv1d(S, symbols, 1)
+    with torch.no_grad():
+        for convolution, name in ((post, "post"), (head, "head")):
+            convolution.weight.copy_(p[name][..., None])
+            convolution.bias.copy_(p[f"{name}.bias"])  # type: ignore[union-attr]
+
+    @torch.inference_mode()
+    def loop(u: Tensor) -> Tensor:
+        rows = u.shape[1]
+        queues = [deque([torch.zeros(rows, p["embed"].shape[1], 1)] * d) for d in dilations]
+        symbol = torch.full((rows,), len(p["embed"]) - 1)
+        drawn = []
+        for t in range(len(u)):
+            x = embed(symbol)[:, :, None]
+            skip: Tensor | float = 0.0
+            for layer, queue in zip(layers, queues, strict=True):
+                taps = torch.cat([queue.popleft(), x], 2)
+                queue.append(x)
+                x, out = layer(taps)
+                skip = skip + out
+            assert isinstance(skip, Tensor)
+            hidden = functional.relu(post(functional.relu(skip)))
+            symbol = draw(head(hidden)[:, :, 0], u[t])
+            drawn.append(symbol)
+        return torch.stack(drawn, 1)
+
+    return loop
 
 
 def plain(p: Parameters, dilations: Sequence[int]) -> Loop:
@@ -142,9 +198,13 @@ def wavenet(
 ) -> Case:
     def make() -> Workload:
         p = parameters(symbols, residual, skip, len(dilations))
-        loops = {"cached loop": plain(p, dilations), "same, joined": joined(p, dilations, torch.float32)}
+        loops = {
+            "cached loop of modules": modules(p, dilations),
+            "cached loop, tuned": plain(p, dilations),
+            "cached loop, tuned, joined": joined(p, dilations, torch.float32),
+        }
         if dtype == torch.bfloat16:
-            loops["same, joined, in bfloat16"] = joined(p, dilations, torch.bfloat16)
+            loops["cached loop, tuned, joined, in bfloat16"] = joined(p, dilations, torch.bfloat16)
         return Workload(program(p, dilations), rows, steps, loops)
 
     weights = len(dilations) * residual * (5 * residual + skip) - residual**2 + skip * (skip + symbols)

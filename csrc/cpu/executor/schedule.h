@@ -13,7 +13,7 @@ struct CostModel {
     double ns_per_byte;  // of weights, for one thread, from where all of them together fit
     double ns_per_product = 0.012;
     double ns_per_function = 0.12;  // of one element
-    double ns_per_step = 15.0;
+    double ns_per_step = 30.0;
     double ns_to_hear = 120.0;  // until a thread sees what another has written
 
     // `weight_bytes`: of the whole plan. What several threads share is level 3 and memory.
