@@ -328,12 +328,16 @@ std::unique_ptr<Step> Compiler::attention(const Instruction& i) {
     s->heads = i.heads;
     s->kv_heads = i.kv_heads;
     s->window = i.window.value_or(0);
+    s->local = i.local;
     s->scale = static_cast<float>(i.scale);
     s->units = s->heads;
     s->sizes.floats = size(s->slots + 16);
-    // Half of the slots on average.
-    s->work = 0.5 * static_cast<double>(s->slots * (s->query.width + s->out.width));
-    s->lanes = 0.5 * static_cast<double>(s->slots * s->heads);
+    // Half of the slots on average; of an image what a pixel in its middle sees.
+    const std::int64_t middle = i.local.width * i.local.rows + i.local.width / 2;
+    const double slots = i.local.width > 0 ? static_cast<double>(seen(middle, std::int64_t{0}, i.local).count)
+                                           : 0.5 * static_cast<double>(s->slots);
+    s->work = slots * static_cast<double>(s->query.width + s->out.width);
+    s->lanes = slots * static_cast<double>(s->heads);
     s->outputs = {s->out};
     return s;
 }

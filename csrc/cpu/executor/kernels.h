@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "common/seen.h"
+
 namespace fastar::cpu {
 
 enum class Function : std::int32_t { kNone, kRelu, kElu, kGelu, kGeluTanh, kTanh, kSigmoid, kSilu, kExp, kSoftplus };
@@ -64,11 +66,10 @@ struct AttentionArguments {
     std::int64_t value_stride;
     std::int64_t key_width;
     std::int64_t value_width;
-    std::int64_t first_slot;
-    std::int64_t count;
-    std::int64_t slots;  // slot first_slot + j lies at its remainder
+    Seen<std::int64_t> seen;
+    std::int64_t slots;  // a position lies at its remainder
     float scale;
-    float* scores;  // count floats
+    float* scores;  // seen.count floats
     float* out;
 };
 
