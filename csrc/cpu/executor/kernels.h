@@ -18,6 +18,12 @@ enum class CellKind : std::int32_t { kTanh, kLstm, kGru };
 enum class Storage : std::int32_t { kTiles, kTilesBfloat16, kTilesInt8, kRows };
 
 constexpr std::int64_t kTileOutputs = 64;
+
+// Matrices that fill no tile are one of their own width, shared out by registers of it.
+constexpr std::int64_t kSlimUnit = 16;
+constexpr bool is_slim(std::int64_t outputs) {
+    return outputs < kTileOutputs;
+}
 // Inputs are padded to this in every storage, so that bfloat16 pairs and int8 fours are whole.
 constexpr std::int64_t kInputBlock = 16;
 
