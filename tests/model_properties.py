@@ -128,6 +128,20 @@ def assert_samples_follow(model: Model, shape: Sequence[int], n: int = 4000, see
     assert_sampler_agrees(model, seed=seed, **options)
 
 
+def assert_density(model: Model, n: int = 8000, seed: int = 3, **options: Any) -> None:
+    """The density of two numbers integrates to one, and samples fill the plane's cells as it says."""
+    reach, fine, coarse = 12.0, 480, 24
+    axis = (torch.arange(fine) + 0.5) * (2 * reach / fine) - reach
+    with torch.no_grad():
+        p = model.log_prob(torch.cartesian_prod(axis, axis)).double().exp() * (2 * reach / fine) ** 2
+    assert math.isclose(float(p.sum()), 1, abs_tol=2e-3), f"integral {float(p.sum())}"
+    cells = p.view(coarse, fine // coarse, coarse, fine // coarse).sum((1, 3)).flatten()
+    values = model.sample(n, seed=seed, **options)
+    assert isinstance(values, Tensor)
+    cell = ((values + reach) * (coarse / (2 * reach))).long().clamp(0, coarse - 1)
+    assert_frequencies(cell[:, 0] * coarse + cell[:, 1], cells / cells.sum())
+
+
 def assert_sampler_agrees(model: Model, n: int = 64, tolerance: float = 2e-5, **options: Any) -> SampleResult:
     """log p of drawn samples equals what the sampler summed up; the same seed gives the same samples in parts."""
     result = model.sample(n, return_info=True, **options)
