@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastar import models
 from fastar.models import Model
+from fastar.models.orderless import Orderless
 from fastar.sampling import SampleResult
 
 
@@ -155,7 +156,10 @@ def assert_sampler_agrees(model: Model, n: int = 64, tolerance: float = 2e-5, **
 
 
 def assert_prefix_is_conditioned(model: Model, shape: Sequence[int], place: Tensor, known: int, n: int = 4000) -> None:
-    """With the first `known` positions given, the rest follows the exact conditional law."""
+    """With the first `known` positions given, the rest follows the exact conditional law.
+
+    With the last one given, which most models can only clamp, it does by its importance weights.
+    """
     levels = model.distribution.levels
     assert levels is not None
     x = every_x(shape, levels)
@@ -168,6 +172,31 @@ def assert_prefix_is_conditioned(model: Model, shape: Sequence[int], place: Tens
         p = torch.where(agrees, model.log_prob(x).double().exp(), 0.0)
     assert_frequencies(index_of(result.values, levels), p / p.sum())
     torch.testing.assert_close(result.log_weight, p.sum().log().expand(n), rtol=1e-4, atol=1e-4)
+    if not isinstance(model, Orderless):
+        _assert_clamping_is_corrected(model, x, place, n)
+
+
+def _assert_clamping_is_corrected(model: Model, x: Tensor, place: Tensor, n: int) -> None:
+    levels = model.distribution.levels
+    assert levels is not None
+    with torch.no_grad():
+        p = model.log_prob(x).double().exp()
+    likely, last = x[int(p.argmax())], place == place.max()
+    given = torch.where(last, likely, -1).expand(n, *likely.shape).clone()
+    result = model.sample(n, seed=4, given=given, return_info=True)
+    assert isinstance(result, SampleResult)
+    # Clamped rows are drawn by the law of the rest, and weigh what the clamped numbers then are worth.
+    rest = index_of(torch.where(last, 0, x), levels)
+    drawn = torch.zeros_like(p).index_add(0, rest, p)[rest]
+    joint = torch.where(((x == likely) | ~last).flatten(1).all(1), p, 0.0)
+    worth, p = joint / drawn, joint / joint.sum()
+    weight = result.log_weight.exp()
+    found = torch.zeros_like(p).index_add(0, index_of(result.values, levels), weight) / weight.sum()
+    squares = joint * worth
+    deviation = ((squares * (1 - 2 * p) + squares.sum() * p**2) / n).sqrt() / joint.sum()
+    # What is drawn a few times only is no bell curve; eight more or fewer of it are let pass.
+    off = (found - p).abs() - 5 * deviation - 8 * worth / (n * joint.sum())
+    assert bool((off < 1e-6).all()), f"clamped samples are off their law by {float(off.max()):.4f} more than chance"
 
 
 def assert_round_trips(model: Model, x: Tensor, folder: Path, cond: Any = None) -> None:
