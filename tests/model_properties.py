@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastar import models
 from fastar.models import Model
+from fastar.models._images import ImageModel
 from fastar.models.orderless import Orderless
 from fastar.sampling import SampleResult
 
@@ -87,6 +88,11 @@ def assert_sums_to_one(model: Model, shape: Sequence[int], cond: Any = None) -> 
     assert log_p.shape == (len(x),)
     assert math.isclose(float(log_p.exp().sum()), 1.0, abs_tol=2e-5), f"sum {float(log_p.exp().sum())}"
     return log_p
+
+
+def images(model: ImageModel, n: int = 5) -> Tensor:
+    """n random images of the model's shape and levels."""
+    return torch.randint(0, model.distribution.levels or 2, (n, *model.shape))
 
 
 def index_of(values: Tensor, levels: int) -> Tensor:
@@ -218,6 +224,22 @@ def assert_round_trips(model: Model, x: Tensor, folder: Path, cond: Any = None) 
             assert torch.equal(loaded.log_prob(data, cond), model.log_prob(data, cond))
     assert len(list(folder.iterdir())) == 2
     model.float()
+
+
+def assert_image_model(model: ImageModel, folder: Path) -> None:
+    """What a model that draws colour by colour has to be, apart from what it sees."""
+    assert_samples_follow(model, model.shape)
+    assert_prefix_is_conditioned(model, model.shape, raster(model.shape), 3)
+    assert_round_trips(model, images(model), folder)
+
+
+def assert_class_and_map(by_class: ImageModel, by_both: ImageModel) -> None:
+    """Two conditioned models: on one of three classes, and on a class and a map of two channels."""
+    assert_samples_follow(by_class, by_class.shape, cond=torch.tensor([1]))
+    pair = torch.tensor([0, 1, 2, 0, 1, 2]), torch.randn(6, 2, *by_both.shape[1:])
+    assert_sampler_agrees(by_both, 6, seed=1, cond=pair)
+    with pytest.raises(ValueError, match=r"cond: expected classes 0..2, got 0 to 3"):
+        by_class.sample(2, cond=torch.tensor([0, 3]))
 
 
 def assert_refuses_bad_data(model: Model, x: Tensor) -> None:
