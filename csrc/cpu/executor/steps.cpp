@@ -49,13 +49,14 @@ Reads MatrixStep::reads(std::int64_t unit_begin, std::int64_t unit_end) const {
     const Matrix& m = *matrix;
     if (bank.terms > 0 || spans || m.storage == Storage::kRows || unit_begin == unit_end) return {};
     const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
+    const auto* weights = static_cast<const std::byte*>(m.bank(bank.constant));
+    if (is_slim(m.outputs)) return {.at = weights, .bytes = m.bank_bytes, .stride = 0, .count = 1};
     // A step of the inputs takes the registers of a tile; the last tile may have fewer.
     const std::size_t outputs = size(std::min(kTileOutputs, (m.outputs + 15) / 16 * 16 - unit_begin * kTileOutputs));
     const std::size_t element = m.storage == Storage::kTiles ? 4 : m.storage == Storage::kTilesBfloat16 ? 2 : 1;
     const std::size_t first = taps.empty() ? 0 : size(tap_begin * source.width);
     const std::size_t last = taps.empty() ? size(m.inputs) : size(tap_end * source.width);
     const std::size_t tile = size(kTileOutputs * m.inputs) * element;
-    const auto* weights = static_cast<const std::byte*>(m.bank(bank.constant));
     return {.at = weights + size(unit_begin) * tile + first * outputs * element,
             .bytes = (last - first) * outputs * element,
             .stride = tile,
@@ -271,7 +272,7 @@ void run_attention(const Step& step, Frame& frame) {
     const Rows values(s.values, frame);
     const Rows out(s.out, frame);
     const std::int64_t newest = s.newest.at(frame.variables);
-    const std::int64_t first = s.window > 0 ? std::max<std::int64_t>(0, newest - s.window + 1) : 0;
+    const Seen<std::int64_t> slots = seen(newest, s.window, s.local);
     const std::int64_t key_width = s.query.width / s.heads;
     const std::int64_t value_width = s.out.width / s.heads;
     for (std::int64_t row = frame.row_begin; row < frame.row_end; ++row) {
@@ -284,8 +285,7 @@ void run_attention(const Step& step, Frame& frame) {
                                 .value_stride = s.values.width,
                                 .key_width = key_width,
                                 .value_width = value_width,
-                                .first_slot = first,
-                                .count = newest - first + 1,
+                                .seen = slots,
                                 .slots = s.slots,
                                 .scale = s.scale,
                                 .scores = frame.workspace.floats.data(),
