@@ -153,18 +153,13 @@ def test_batch_norm_learns_moments_and_refuses_to_invert_while_training() -> Non
         model.transform(x[:1])
 
 
-def test_presets_and_parameters_by_formula() -> None:
+def test_parameters_by_formula() -> None:
     D, H, K = 5, 7, 3
     degrees = [k % (D - 1) + 1 for k in range(H)]
     first = sum(d >= i for d in degrees for i in range(1, D + 1))
     middle = sum(b >= a for a in degrees for b in degrees)
     last = 2 * sum(i > d for d in degrees for i in range(1, D + 1))
     assert MAF(D, [H, H], K).num_parameters() == K * (first + middle + last + 2 * H + 2 * D)
-    model = MAF.preset("power", device="meta")
-    masked = MAF(6, [100, 100], 5).num_parameters()
-    assert model.num_parameters() == masked + 5 * 2 * 6
-    with pytest.raises(ValueError, match=r"preset: MAF has power, gas"):
-        MAF.preset("mnist")
 
 
 def test_bad_arguments() -> None:

@@ -248,11 +248,6 @@ def test_parameters_by_formula(D: int, sizes: list[int], K: int) -> None:
     assert model.num_parameters() == count
 
 
-def test_presets() -> None:
-    model = MADE.preset("mnist-1x500", device="meta")
-    assert sum(p.numel() for p in model.parameters()) == 2 * 784 * 500 + 500 + 784
-
-
 def test_parameters_without_a_distribution() -> None:
     model = randomise(MADE(4, 8, params=5))
     assert isinstance(model, MADE)
