@@ -48,6 +48,7 @@ class Plan:
 class Progress:
     """How far it is."""
 
+    initialised: bool = False
     step: int = 0
     # Nats per example so far in this epoch, and over how many.
     nats: float = 0.0
@@ -83,7 +84,8 @@ class Trainer:
         """Train to the end, or for so long; whether it is the end. The folder is up to date in either case."""
         stop = time.monotonic() + seconds
         order = self._order()
-        if self.progress.step == 0:
+        if not self.progress.initialised:
+            self.progress.initialised = True
             self.model.initialise(*self._examples(self.x, self.labels, order[: self.plan.batch]))
         while self.progress.step < self.steps and time.monotonic() < stop and not self.asked_to_stop:
             batch = self.progress.step % self.steps_per_epoch

@@ -29,6 +29,7 @@ def sample(
     n: Annotated[int, typer.Option(help="How many samples.")] = 64,
     length: Annotated[int | None, typer.Option(help="Symbols of each, where the model has no length.")] = None,
     label: Annotated[int | None, typer.Option(help="The class of all samples; by default each class in turn.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What every text begins with.")] = None,
     temperature: Annotated[float, typer.Option(help="Below 1: likelier samples.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Only the k likeliest levels.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Only the likeliest levels that together have p.")] = None,
@@ -49,6 +50,8 @@ def sample(
             options["length"] = length or math.prod(about["shape"])
         elif length is not None:
             raise ValueError(f"--length: {type(model).__name__} has {math.prod(about['shape'])} positions of its own")
+        if prompt is not None:
+            options["given"] = _given(prompt, about, n, options.get("length") or math.prod(about["shape"]))
         if about.get("classes") is not None:
             options["cond"] = _labels(label, about["classes"], n)
         elif label is not None:
@@ -69,6 +72,17 @@ def sample(
     console.print(f"{n} samples in {seconds:.2f} s, {n / seconds:,.0f} per second; wrote {target}", markup=False)
 
 
+def _given(prompt: str, about: Mapping[str, Any], n: int, length: int) -> Tensor:
+    if about["kind"] != "text":
+        raise ValueError(f"--prompt: this model was trained on {about['kind']}, not on text")
+    symbols = text.encode(prompt, about["alphabet"])
+    if not len(symbols) <= length:
+        raise ValueError(f"--prompt: {len(symbols)} symbols, in texts of {length}; take a longer --length")
+    given = torch.full((n, length), -1)
+    given[:, : len(symbols)] = symbols
+    return given
+
+
 def _labels(label: int | None, classes: int, n: int) -> Tensor:
     if label is None:
         return torch.arange(n) % classes
@@ -83,7 +97,8 @@ def write(target: Path, values: Tensor, about: Mapping[str, Any], columns: int |
     if kind == ".png":
         height, width = about["shape"][-2:]
         zoom = max(1, 112 // max(height, width))
-        pictures.write_sheet(target, _unit(values, about), columns or math.ceil(math.sqrt(len(values))), zoom)
+        columns = min(len(values), columns or math.ceil(math.sqrt(len(values))))
+        pictures.write_sheet(target, _unit(values, about), columns, zoom)
     elif kind == ".wav":
         audio.write_wav(target, audio.from_mu_law(values, about["levels"]).flatten(), about["rate"])
     elif kind == ".txt":

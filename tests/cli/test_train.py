@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
+import time
 import wave
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import SITE
 
 from fastar import cli
 from fastar.cli import _training
@@ -138,6 +142,45 @@ def test_every_kind_of_data(
         assert written.stat().st_size > 100
 
 
+def test_texts_begin_with_the_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    command = ("train", "CharRNN", "--data", "topics", "--out", folder, "--minutes", 0.002, "--set", "hidden=8")
+    assert _run(*command) == 0, capsys.readouterr().err
+    asked = ("sample", folder, "--n", 3, "--length", 20, "--prompt")
+    assert _run(*asked, "The ") == 0, capsys.readouterr().err
+    texts = (folder / "samples.txt").read_text()[:-1].split("\n\n-----\n\n")
+    assert all(one.startswith("The ") and len(one) == 20 for one in texts)
+    for prompt, message in (
+        ("\u20ac", "text: '\u20ac' is none of"),
+        ("a" * 21, "--prompt: 21 symbols, in texts of 20"),
+    ):
+        assert _run(*asked, prompt) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_loses_no_more_than_it_says(tmp_path: Path) -> None:
+    # Checkpoints all the time, so that most kills meet one that is being written.
+    often = "import sys; from fastar.cli import _training, run; _training.EVERY = 0.0; run(sys.argv[1:])"
+    command = [sys.executable, "-c", often, "train", "MADE", "--data", "digits-binary", "--epochs", "60"]
+    command += ["--set", "hidden=[64]", "--threads", "1"]
+    whole, broken = (tmp_path / name for name in ("whole", "broken"))
+    subprocess.run([*command, "--out", str(whole)], check=True, cwd=SITE, capture_output=True)
+    for seconds in (3.0, 4.0, 3.5):
+        process = subprocess.Popen([*command, "--out", str(broken)], cwd=SITE, stdout=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+        if broken.exists():
+            # What is there is whole, whatever the moment.
+            for folder in (broken, broken / "training"):
+                if (folder / checkpoint.CONFIG).exists():
+                    checkpoint.read(folder)
+    subprocess.run([*command, "--out", str(broken)], check=True, cwd=SITE, capture_output=True)
+    for name, t in load(whole).state_dict().items():
+        assert torch.equal(load(broken).state_dict()[name], t), name
+
+
 @pytest.mark.parametrize(
     ("model", "settings", "argument"),
     [("MADE", ["hidden=[8]"], "cond_dim"), ("Transformer", ["width=8", "layers=1", "heads=2"], "classes")],
@@ -199,6 +242,7 @@ def test_what_is_wrong_with_sampling_is_said(tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
     for arguments, message in (
         (["--out", tmp_path / "a.wav"], "--out: samples of this model are written to .csv"),
+        (["--prompt", "a"], "--prompt: this model was trained on table, not on text"),
         (["--label", 1], "--label: this FVSBN was not trained on labels"),
         (["--n", 0], "--n: expected a positive integer"),
         (["--length", 4], "--length: FVSBN has 16 positions of its own"),
