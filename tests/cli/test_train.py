@@ -60,9 +60,19 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
         with pytest.raises(KilledError):
             broken.run(kill)
         monkeypatch.setattr(_training, "EVERY", 0.0)
+    broken = _trainer(tmp_path / "broken")
+    assert broken.resume()
+    assert broken.progress.step == 90
+
+    def killed() -> float:
+        raise KilledError
+
+    monkeypatch.setattr(broken, "evaluate", killed)
+    with pytest.raises(KilledError):
+        broken.run(lambda p: None)
     last_one = _trainer(tmp_path / "broken")
     assert last_one.resume()
-    assert last_one.progress.step == 90
+    assert last_one.progress.step == 120
     assert last_one.run(lambda p: None)
     assert last_one.progress == whole.progress
     for name, t in whole.model.state_dict().items():
