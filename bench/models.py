@@ -33,6 +33,8 @@ from fastar.models.orderless import Orderless
 from fastar.sampling import Sampler, draws
 
 ROWS = 64
+# A measurement lasts so long at least, and its warm-up too.
+SECONDS = 0.3
 START, END = "<!-- models: bench/results/models_cpu.json -->\n", "<!-- end of models -->\n"
 
 
@@ -169,12 +171,12 @@ def _by_full_passes(model: MAF) -> Tensor:
     return x
 
 
-def _median(run: Callable[[], object], seconds: float = 0.3) -> float:
-    # Of at least three rounds, after a warm-up as long, because a core takes its time to reach its pace.
+def _median(run: Callable[[], object]) -> float:
+    # Of at least three rounds, after a warm-up, because a core takes its time to reach its pace.
     times: list[float] = []
     for warming in (True, False):
         times.clear()
-        while len(times) < (1 if warming else 3) or sum(times) < seconds:
+        while len(times) < (1 if warming else 3) or sum(times) < SECONDS:
             began = time.perf_counter()
             run()
             times.append(time.perf_counter() - began)
