@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastar.cli import pictures
 from fastar.data import audio, text
-from fastar.models import Model, by_name, checkpoint
+from fastar.models import Model, Transformer, by_name, checkpoint
 
 SUFFIX = {"image": ".png", "audio": ".wav", "text": ".txt", "table": ".csv"}
 
@@ -47,11 +47,14 @@ def sample(
         _check(target, about, n)
         options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "greedy": greedy}
         if any(isinstance(size, str) for size in model.data_shape):
-            options["length"] = length or math.prod(about["shape"])
+            options["length"] = math.prod(about["shape"]) if length is None else length
+            if isinstance(model, Transformer):
+                # A length beyond its context is meant.
+                options["overflow"] = "recompute"
         elif length is not None:
             raise ValueError(f"--length: {type(model).__name__} has {math.prod(about['shape'])} positions of its own")
         if prompt is not None:
-            options["given"] = _given(prompt, about, n, options.get("length") or math.prod(about["shape"]))
+            options["given"] = _given(prompt, about, n, options.get("length", math.prod(about["shape"])))
         if about.get("classes") is not None:
             options["cond"] = _labels(label, about["classes"], n)
         elif label is not None:

@@ -145,6 +145,9 @@ def test_every_kind_of_data(
             assert (file.getframerate(), file.getnframes()) == (8000, 3 * 16)
     elif kind == "text":
         assert [len(one) for one in written.read_text()[:-1].split("\n\n-----\n\n")] == [16] * 3
+        # Beyond a Transformer's context too.
+        assert _run("sample", folder, "--n", 1, "--length", 40) == 0, capsys.readouterr().err
+        assert len(written.read_text()) == 41
     elif kind == "table":
         with written.open() as file:
             assert [len(row) for row in csv.reader(file)] == [about["data"]["shape"][0]] * 3
@@ -156,6 +159,8 @@ def test_texts_begin_with_the_prompt(tmp_path: Path, capsys: pytest.CaptureFixtu
     folder = tmp_path / "run"
     command = ("train", "CharRNN", "--data", "topics", "--out", folder, "--minutes", 0.002, "--set", "hidden=8")
     assert _run(*command) == 0, capsys.readouterr().err
+    assert _run("sample", folder, "--length", 0) == 2
+    assert "length: expected at least 1 for CharRNN, got 0" in capsys.readouterr().err
     asked = ("sample", folder, "--n", 3, "--length", 20, "--prompt")
     assert _run(*asked, "The ") == 0, capsys.readouterr().err
     texts = (folder / "samples.txt").read_text()[:-1].split("\n\n-----\n\n")
@@ -228,6 +233,10 @@ def test_classes_are_learned_and_asked_for(
         (["MADE", "--lr", "-1"], "--lr: expected a positive number"),
         (["MAF"], "data: MAF takes real numbers, and the data are integer levels"),
         (["NADE", "--data", "rings"], "data: NADE takes integer levels, and rings holds real numbers"),
+        (["PixelCNN", "--data", "topics"], "data: PixelCNN takes images, and topics holds text"),
+        (["MADE", "--threads", "0"], "--threads: expected a positive integer, got 0"),
+        (["MADE", "--minutes", "-1"], "--minutes: expected a positive number"),
+        (["MADE", "--device", "tpu"], "--device: expected cpu or cuda, got 'tpu'"),
         (["FVSBN"], "x: expected 0..1; at [0, "),
         (["NADE", "--labels"], "--labels: NADE is conditioned on nothing"),
         (["MADE", "--labels", "--data", "topics"], "data: topics has no labels"),
@@ -243,6 +252,9 @@ def test_what_is_wrong_is_said(
 
 
 def test_what_is_wrong_with_sampling_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert _run("train", "MADE", "--out", tmp_path / "file") == 2
+    assert "--out: expected a folder" in capsys.readouterr().err
     assert _run("sample", tmp_path / "nothing") == 2
     assert "config.json: no checkpoint there" in capsys.readouterr().err
     _trainer(tmp_path / "run").run(lambda p: None, seconds=0.5)

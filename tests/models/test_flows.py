@@ -171,5 +171,7 @@ def test_bad_arguments() -> None:
         MAF(3, 8, 2, orders="sorted")
     with pytest.raises(ValueError, match=r"given: the values of MAF are computed from noise"):
         MAF(3, 8, 2).eval().sample(2, given=torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"top_k: the head normal is no choice among levels"):
+        MAF(3, 8, 2).eval().sample(2, top_k=3)
     with pytest.raises(TypeError, match=r"x: expected the model's dtype, float32, got float64"):
         MAF(3, 8, 2).transform(torch.zeros(1, 3, dtype=torch.float64))
