@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -146,6 +147,12 @@ def test_every_family_has_one_and_each_is_counted() -> None:
         for name in cls.presets or [""]
     ]
     assert sorted(found) == sorted([*LEARNED, *STORED])
+    documented = (Path(__file__).parents[2] / "docs/models.md").read_text(encoding="utf-8")
+    rows = [
+        line.strip("| ").split(" | ") for line in documented.partition("| presets |")[2].split("\n\n")[0].splitlines()
+    ]
+    listed = [(name.strip("`"), one) for row in rows[2:] for name in row[0].split(", ") for one in row[1].split(", ")]
+    assert sorted(listed) == sorted(found)
 
 
 def test_counts_that_were_published() -> None:
