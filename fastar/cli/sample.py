@@ -71,8 +71,10 @@ def sample(
     if about["kind"] == "image":
         _show(values, about, console)
     elif about["kind"] == "text":
-        console.print(text.decode(values[0], about["alphabet"]), markup=False)
-    console.print(f"{n} samples in {seconds:.2f} s, {n / seconds:,.0f} per second; wrote {target}", markup=False)
+        console.print(text.decode(values[0], about["alphabet"]), markup=False, soft_wrap=True)
+    console.print(
+        f"{n} samples in {seconds:.2f} s, {n / seconds:,.0f} per second; wrote {target}", markup=False, soft_wrap=True
+    )
 
 
 def _given(prompt: str, about: Mapping[str, Any], n: int, length: int) -> Tensor:

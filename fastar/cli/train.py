@@ -67,7 +67,8 @@ def train(
     console.print(
         f"[bold]{model}[/], {built.num_parameters():,} parameters, on {len(trainer.x):,} examples of {found.name};"
         f" {len(trainer.test):,} held out, into {folder}"
-        + (f"; carrying on from step {trainer.progress.step:,}" if resumed else "")
+        + (f"; carrying on from step {trainer.progress.step:,}" if resumed else ""),
+        soft_wrap=True,
     )
     try:
         with _stopped_by_signals(trainer):
@@ -79,7 +80,8 @@ def train(
     if held_out:
         best = min(range(len(held_out)), key=held_out.__getitem__)
         console.print(
-            f"held out [bold]{held_out[best]:.3f} {trainer.unit}[/] after epoch {best + 1}; fastar sample {folder}"
+            f"held out [bold]{held_out[best]:.3f} {trainer.unit}[/] after epoch {best + 1}; fastar sample {folder}",
+            soft_wrap=True,
         )
     if not finished:
         why = "stopped" if trainer.asked_to_stop else "time is up"
