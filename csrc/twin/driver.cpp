@@ -11,6 +11,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "cuda/kernels.cu"
 #include "twin/fibres.h"
@@ -63,15 +64,34 @@ struct State {
     }
 };
 
+// Global memory that blocks of a launch write for one another.
+std::vector<Region> exchanged(const cuda::Run& run) {
+    const auto region = [](auto* begin, std::int64_t count) {
+        return Region{reinterpret_cast<std::byte*>(begin), static_cast<std::size_t>(count) * sizeof *begin};
+    };
+    return {region(run.arena, run.rows * run.arena_stride), region(run.values, run.rows * run.length * run.channels),
+            region(run.lengths, run.rows)};
+}
+
+std::vector<Region> exchanged(const cuda::Uniforms&) {
+    return {};
+}
+
+struct Call {
+    std::function<void()> kernel;
+    std::vector<Region> exchanged;
+};
+
 // A kernel by name, and with it what makes a call of it that outlives the arguments.
 struct Named {
     const char* name;
-    std::function<void()> (*bind)(void* const* arguments);
+    Call (*bind)(void* const* arguments);
 };
 
 template <auto kKernel, typename Argument>
-std::function<void()> bind(void* const* arguments) {
-    return [argument = *static_cast<const Argument*>(arguments[0])] { kKernel(argument); };
+Call bind(void* const* arguments) {
+    const auto& argument = *static_cast<const Argument*>(arguments[0]);
+    return {[argument] { kKernel(argument); }, exchanged(argument)};
 }
 
 Named kernels[] = {{"fastar_run", bind<cuda::fastar_run, cuda::Run>},
@@ -262,7 +282,8 @@ Status cuOccupancyMaxActiveClusters(int* clusters, Kernel, const LaunchConfig*) 
 }
 
 Status cuLaunchKernelEx(const LaunchConfig* config, Kernel kernel, void** arguments, void**) {
-    fastar::twin::Shape shape{config->blocks[0], config->threads[0], config->shared_bytes, 1, false};
+    fastar::twin::Call call = static_cast<fastar::twin::Named*>(kernel)->bind(arguments);
+    fastar::twin::Shape shape{config->blocks[0], config->threads[0], config->shared_bytes, 1, false, call.exchanged};
     for (std::uint32_t i = 0; i < config->attribute_count; ++i) {
         const LaunchAttribute& one = config->attributes[i];
         if (one.name == kClusterSize) shape.cluster = one.value[0];
@@ -275,8 +296,8 @@ Status cuLaunchKernelEx(const LaunchConfig* config, Kernel kernel, void** argume
     if (before != kSuccess) return before;
     State& state = State::get();
     const std::scoped_lock lock(state.mutex);
-    state.streams[config->stream].thread = std::thread(fastar::twin::work, config->stream, shape,
-                                                       static_cast<fastar::twin::Named*>(kernel)->bind(arguments));
+    state.streams[config->stream].thread =
+        std::thread(fastar::twin::work, config->stream, shape, std::move(call.kernel));
     return kSuccess;
 }
 
