@@ -138,9 +138,14 @@ def _describe_cuda(executor: Executor) -> str:
     return executor.describe()
 
 
+def _times_of_cuda(executor: Executor) -> str:
+    assert isinstance(executor, cuda.Cuda)
+    return executor.times()
+
+
 # Fastest first: `backend="auto"` takes the first that does not decline.
 BACKENDS: list[Backend] = [
-    Backend("cuda", _cuda_declines, _cuda, _describe_cuda),
+    Backend("cuda", _cuda_declines, _cuda, _describe_cuda, _times_of_cuda),
     Backend("cpu", _cpu_declines, _cpu, _describe_cpu, _times_of_cpu),
     Backend("reference", _reference_declines, _reference, lambda e: "a loop in Python over torch"),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import re
 import subprocess
 import threading
 import time
@@ -16,8 +17,8 @@ import torch
 
 from fastar import native
 from fastar.native import cuda, cuda_build
-from fastar.sampling import Sampler, backends
-from fastar.sampling import cuda as executor
+from fastar.sampling import Sampler, backends, cuda_run
+from fastar.sampling import cuda as cuda_executor
 from fastar.sampling.cuda import Cuda
 from fastar.sampling.cuda_plan import DoesNotFitError
 from fastar.sampling.request import make
@@ -192,6 +193,16 @@ def test_a_plan_that_fits_nowhere_goes_to_the_next_executor(monkeypatch: pytest.
         Sampler(LARGE["nade"](), 2, backend="cuda")
 
 
+def test_other_devices_are_left_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda")
+    plan = backends.Plan(LARGE["nade"](), None, device, 1, None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert cuda_executor.why_not_on(device) == "runs on cards from sm_80 on, this one is sm_75"
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert cuda_executor.why_not_on(device) == "runs on NVIDIA's cards"
+    assert [one.name for one in backends.BACKENDS if one.declines(plan) is None] == ["reference"]
+
+
 def _long(twin: Any, n: int = 1, length: int = 200, **options: Any) -> tuple[Any, Any]:
     program = wavenet().program
     return Cuda(program, library=twin, **options), make(program, n, seed=3, length=length)
@@ -289,7 +300,7 @@ def test_a_run_that_is_let_go_of_is_ended(twin: Any) -> None:
 def test_a_stuck_kernel_is_an_error(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made, request = _long(card)
     run = made.start(request)
-    monkeypatch.setattr(executor, "_PATIENCE", 0.05)
+    monkeypatch.setattr(cuda_run, "_PATIENCE", 0.05)
     card.pretend("stall", 1, 0)
     run.launch()
     run._words[1:] = 0  # as if it had begun
@@ -310,6 +321,11 @@ def test_a_sampler_streams_and_takes_a_broken_off_stream_up(twin: Any) -> None:
     sampler = _sampler(twin, program, 2)
     whole = sampler.sample(seed=4, length=24)
     assert isinstance(whole, torch.Tensor)
+    executor = sampler.executor
+    assert isinstance(executor, Cuda)
+    assert re.fullmatch(
+        r"predicted .* us a position for 2 rows, measured .* us for 2 rows over 24 .*", executor.times()
+    )
     assert torch.equal(torch.cat(list(sampler.stream(5, seed=4, length=24)), 1), whole)
     stream = sampler.stream(5, seed=4, length=24)
     pieces = [next(stream)]
