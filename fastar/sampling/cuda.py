@@ -173,8 +173,8 @@ class Cuda:
     def require_memory(self, needed: int, what: str) -> None:
         """MemoryError where the device has not so many bytes left for something."""
         there = self.library.free_bytes(self.index)
-        if self.device.type == "cuda":
-            # What torch has set aside and does not use.
+        if needed > there and self.device.type == "cuda":
+            # What torch has set aside and does not use; to ask for that takes it a tenth of a millisecond.
             there += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         if needed > there:
             raise MemoryError(

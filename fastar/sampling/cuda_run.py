@@ -55,8 +55,9 @@ class Run:
         self._values = torch.empty(n, T, V, dtype=torch.float64, device=device)
         self.log_prob = torch.empty(n, dtype=torch.float64, device=device)
         self.log_weight = torch.empty(n, dtype=torch.float64, device=device)
-        self._all_lengths = request.lengths.to(device, torch.int64)
-        self.lengths = torch.empty_like(self._all_lengths)
+        # In one copy: each takes the host as long as many steps of a small program.
+        self._per_row = torch.stack((request.rows, request.seeds, request.lengths)).to(device)
+        self.lengths = torch.empty_like(self._per_row[2])
         progress = torch.zeros(self._teams, native.core().CUDA_PROGRESS_BYTES, dtype=torch.uint8)
         packed.stand(progress.data_ptr(), self._teams, self._first_place(), 0, [])
         self._first_progress = progress.to(device)
@@ -96,7 +97,7 @@ class Run:
         """Back to the first position: enqueued on the current stream, like `launch`, and for the same uses."""
         self.pause()
         self._progress.copy_(self._first_progress)
-        self.lengths.copy_(self._all_lengths)
+        self.lengths.copy_(self._per_row[2])
         for sums in (self._values, self.log_prob, self.log_weight):
             sums.zero_()
         self._arena.zero_()
@@ -109,6 +110,7 @@ class Run:
                 # Nobody may read it before it was written: on the twin whoever does finds out.
                 self._arena[:, begin : begin + size] = float("nan")
         self.done = self._target = self._record["turn"] = 0
+        self._ended = bool((self.request.lengths <= 0).all())
 
     def _make_record(self, n: int, T: int) -> dict[str, Any]:
         request, device, plan = self.request, self.executor.device, self.executor.schedule
@@ -124,8 +126,8 @@ class Run:
             return None if t is None else t.data_ptr()
 
         held = {
-            "row_numbers": ready("rows", request.rows, torch.int64),
-            "seeds": ready("seeds", request.seeds, torch.int64),
+            "row_numbers": self._per_row[0],
+            "seeds": self._per_row[1],
             "given": ready("given", request.given, torch.float64),
             "support": ready("support", request.levels, torch.uint8),
             "low": ready("support", request.low, torch.float64),
@@ -179,10 +181,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether every position is complete, or every row has ended."""
-        if self.done == self.request.length:
-            return True
-        # Under way, nobody has waited for the lengths.
-        return self._flight is None and bool((self.lengths <= self.done).all())
+        return self.done == self.request.length or (self._flight is None and self._ended)
 
     def launch(self, positions: int | None = None) -> None:
         """Enqueue as many positions more (None: all) on the caller's current stream; nothing is waited for.
@@ -283,8 +282,12 @@ class Run:
             self.executor.library.wait(self.executor.index, self._stream)
         self._words[0] = 0
         reached = self._reached()
-        self.done = self._target = max((done for _, done, _, _ in reached), default=self.request.length)
+        self._stand_at(max((done for _, done, _, _ in reached), default=self.request.length))
         self._raise_failure(reached)
+
+    def _stand_at(self, done: int) -> None:
+        self.done = self._target = done
+        self._ended = done == self.request.length or bool((self.lengths <= done).all())
 
     def pause(self) -> None:
         """End a kernel under way after the position that it is at; the next `advance` goes on from there."""
@@ -364,7 +367,7 @@ class Run:
         host = self._progress.cpu()
         self.executor.packed.stand(host.data_ptr(), self._teams, place, state["done"], variables)
         self._progress.copy_(host)
-        self.done = self._target = state["done"]
+        self._stand_at(state["done"])
 
     def _stored(self) -> list[tuple[int, str]]:
         return [(number, one.name) for number, one in enumerate(self.program.buffers) if one.kind != "input"]

@@ -250,6 +250,9 @@ class Sampler:
         given: Tensor | None = None,
         **options: Any,
     ) -> _Job:
+        # What an unfinished stream computes ahead would only hold this call up.
+        if self._job is not None and self._job.run is not None:
+            self._job.run.pause()
         n = self.batch_size if n is None else n
         if length is None and self.program.positions is None and isinstance(given, Tensor) and given.dim() > 1:
             length = given.shape[1]

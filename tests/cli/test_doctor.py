@@ -195,6 +195,7 @@ CARD = {
     ("changed", "text"),
     [
         ({}, "228 KiB shared memory each, 227 KiB for one block, clusters of up to 16 blocks"),
+        ({"kernel_registers": 168}, "of up to 16 blocks, the sampling kernel takes 168 registers a thread"),
         ({"max_cluster": None}, "227 KiB for one block, clusters cuda"),
         ({"max_cluster": 1}, "227 KiB for one block, no clusters cuda"),
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,8 @@ import pytest
 import torch
 
 from fastar import native
+from fastar.bench.cases.sampling import nade, pixelcnn, transformer, wavenet
+from fastar.models import CharRNN
 from fastar.native import cuda, cuda_build, nvrtc
 from fastar.sampling import Sampler
 from fastar.sampling.cuda import Cuda
@@ -44,6 +47,26 @@ def test_a_free_run_agrees_with_the_reference_on_the_same_prefix(name: str, sche
     program = LARGE[name.removeprefix("large ")]() if name.startswith("large ") else CONSUMERS[name][0]().program
     request = _request(name, program)
     run = Cuda(program, **SCHEDULES[schedule]).start(request)
+    run.advance()
+    _assert_agrees(program, request, _on_host(run), Options())
+
+
+# The sizes of the benchmark's cases, and positions that the reference takes seconds for.
+REAL: dict[str, tuple[Callable[[], Program], int | None, int]] = {
+    "NADE": (lambda: nade.program(nade.parameters(784, 500)), None, 9),
+    "WaveNet": (lambda: wavenet.program(wavenet.parameters(256, 64, 256, 20), (1, 2, 4, 8, 16) * 4), 40, 17),
+    "char-RNN": (lambda: CharRNN(128, 512, 3).lower(), 40, 64),
+    "PixelCNN": (lambda: pixelcnn.program(pixelcnn.parameters(128, 8, 256), 8, 8), None, 3),
+    "GPT-2": (lambda: transformer.program(transformer.parameters(transformer.GPT2), transformer.GPT2), 6, 2),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_sizes_agree_with_the_reference(name: str) -> None:
+    make_program, length, n = REAL[name]
+    program = make_program()
+    request = make(program, n, seed=5, length=length)
+    run = Cuda(program, rows=n).start(request)
     run.advance()
     _assert_agrees(program, request, _on_host(run), Options())
 

@@ -66,7 +66,6 @@ NUMBER(kSharedPerMultiprocessor, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTI
 NUMBER(kRegistersPerMultiprocessor, CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR)
 NUMBER(kSharedPerBlock, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
 NUMBER(kClusterLaunch, CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH)
-NUMBER(kLocalBytes, CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)
 NUMBER(kRegisters, CU_FUNC_ATTRIBUTE_NUM_REGS)
 NUMBER(kMostDynamicShared, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)
 NUMBER(kLargeClusters, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED)
@@ -327,6 +326,8 @@ def test_a_sampler_streams_and_takes_a_broken_off_stream_up(twin: Any) -> None:
         r"predicted .* us a position for 2 rows, measured .* us for 2 rows over 24 .*", executor.times()
     )
     assert torch.equal(torch.cat(list(sampler.stream(5, seed=4, length=24)), 1), whole)
+    held_up = sampler.stream(1, seed=4, length=50_000)
+    next(held_up)
     stream = sampler.stream(5, seed=4, length=24)
     pieces = [next(stream)]
     stream.close()
