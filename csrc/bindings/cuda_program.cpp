@@ -26,8 +26,8 @@ using cuda::Assembly;
 using cuda::SharedLayout;
 
 std::shared_ptr<Assembly> assemble(const py::object& program, const py::dict& weights, const std::string& precision,
-                                   std::int64_t fast_numbers, std::int64_t resident_bytes, std::int64_t blocks,
-                                   bool contents) {
+                                   std::int64_t fast_numbers, bool caches_far, std::int64_t resident_bytes,
+                                   std::int64_t local_bytes, std::int64_t blocks, bool contents) {
     const std::map<std::string, cuda::Precision> precisions{{"float32", cuda::Precision::kFloat32},
                                                             {"bfloat16", cuda::Precision::kBfloat16},
                                                             {"float16", cuda::Precision::kFloat16},
@@ -36,6 +36,8 @@ std::shared_ptr<Assembly> assemble(const py::object& program, const py::dict& we
     const cuda::AssemblyOptions options{.precision = precisions.at(precision),
                                         .fast_numbers = fast_numbers,
                                         .resident_bytes = resident_bytes,
+                                        .local_bytes = local_bytes,
+                                        .caches_far = caches_far,
                                         .blocks = blocks,
                                         .contents = contents};
     const py::gil_scoped_release release;
@@ -161,7 +163,8 @@ void bind_cuda_program(py::module_& module) {
     module.attr("CUDA_ALL_REACHED") = cuda::kAllReached;
     py::class_<Assembly, std::shared_ptr<Assembly>>(module, "CudaProgram", "A step program, packed for csrc/cuda.")
         .def(py::init(&assemble), py::arg("program"), py::arg("weights"), py::arg("precision"), py::arg("fast_numbers"),
-             py::arg("resident_bytes"), py::arg("blocks"), py::arg("contents"))
+             py::arg("caches_far"), py::arg("resident_bytes"), py::arg("local_bytes"), py::arg("blocks"),
+             py::arg("contents"))
         .def_readonly("bytes", &Assembly::size)
         .def(
             "copy_to",
@@ -189,6 +192,8 @@ void bind_cuda_program(py::module_& module) {
                                        {"commands", a.tally.commands},
                                        {"block_meetings", a.tally.block_meetings},
                                        {"team_meetings", a.tally.team_meetings},
+                                       {"edges", a.tally.edges},
+                                       {"streams", a.tally.streams},
                                        {"weight_bytes", a.tally.weight_bytes},
                                        {"resident_bytes", a.tally.resident_bytes}};
                                })

@@ -64,6 +64,7 @@ class Interpreter {
             ++cursor_.entry;
         }
         team_.meet();
+        if (run_.where.part_count > 0) gather_parts();
         finish();
     }
 
@@ -101,6 +102,10 @@ class Interpreter {
         const auto thread = static_cast<int>(thread_index());
         const auto threads = static_cast<int>(thread_count());
         if (thread == 0 && run_.schedule != Schedule::kGrid) *team_.failure = kNoFailure;
+        for (int i = thread; i < run_.where.edges; i += threads) {
+            edge_begin(reinterpret_cast<Edge*>(shared_memory() + layout_.edges) + i);
+        }
+        edges_begun();
         for (int s = thread; s < kSpaces; s += threads) {
             float* base = fast();
             std::int64_t stride = run_.fast_stride;
@@ -148,6 +153,22 @@ class Interpreter {
     }
 
     FASTAR_DEVICE float* saved(int r) const { return exchanged(run_.arena) + (first_row_ + r) * run_.arena_stride; }
+
+    // Into the first block's copy what each block holds for itself.
+    FASTAR_DEVICE void gather_parts() {
+        const Part* all = reinterpret_cast<const Part*>(run_.stretch + run_.where.parts);
+        for (int i = 0; i < run_.where.part_count; ++i) {
+            const Part& part = all[i];
+            for (int k = static_cast<int>(thread_index()); k < rows_ * part.width;
+                 k += static_cast<int>(thread_count())) {
+                const int o = k % part.width;
+                if (o / part.tile_outputs % team_.size != team_.rank) continue;
+                float* own = fast() + k / part.width * run_.fast_stride + part.base + o;
+                put_in_block(own, 0, *own);
+            }
+        }
+        team_.meet();
+    }
 
     // What the next launch goes on from.
     FASTAR_DEVICE void finish() {
@@ -228,18 +249,24 @@ class Interpreter {
         // The last block's results and this one's addresses.
         if (!team_.meet()) return false;
         if (static_cast<std::int64_t>(*team_.failure >> 32) < cursor_.done || ended()) return false;
-        const Context x{run_, layout_, team_, spaces(), found, rows_, first_row_, cursor_.done};
+        const Context x{run_, layout_, team_, spaces(), found, edges_, rows_, first_row_, cursor_.done};
         if (cursor_.done >= report_at_) report(x);
         const Command* commands = reinterpret_cast<const Command*>(run_.stretch + run_.where.commands) + entry.command;
         for (int i = 0; i < entry.commands; ++i) {
             const Command& c = commands[i];
+            for (std::uint64_t left = c.waits; left != 0; left &= left - 1) {
+                const int edge = lowest_bit(left);
+                edge_wait(x.edge(edge), x.times(edge));
+            }
             if (c.meeting == Meeting::kBlock) barrier();
             if (c.meeting == Meeting::kTeam) {
                 if (team_.size > 1) fetch_ahead(x, c);
                 if (!team_.meet()) return false;
             }
+            if (c.edge >= 0 && thread_index() == 0) edge_expect(x.edge(c.edge), 4u * rows_ * c.outputs);
             run_command(x, c);
         }
+        edges_ += entry.edges;
         cursor_.done += entry.completes;
         return true;
     }
@@ -251,6 +278,7 @@ class Interpreter {
     std::int32_t report_at_;
     std::int64_t first_row_;
     int rows_;
+    unsigned edges_ = 0;
     bool turn_ = false;
 };
 

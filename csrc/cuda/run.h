@@ -84,6 +84,7 @@ struct Spaces {
 struct SharedLayout {
     std::int64_t spaces = 16;  // behind the word of the earliest failure
     std::int64_t sums;         // doubles [rows, 2]: log-probability, log-weight
+    std::int64_t edges;        // [where.edges]
     std::int64_t addresses;    // two sets: that of a block of commands is found while slow threads still read the last
     std::int64_t choice;       // doubles, of a warp or of the block
     std::int64_t mixture;      // doubles [rows, 2 components]
@@ -95,7 +96,8 @@ struct SharedLayout {
 
     constexpr SharedLayout(const Stretch& where, std::int32_t rows, std::int32_t threads, std::int64_t fast_stride) {
         sums = spaces + static_cast<std::int64_t>(sizeof(Spaces));
-        addresses = sums + 16 * rows;
+        edges = sums + 16 * rows;
+        addresses = edges + static_cast<std::int64_t>(sizeof(std::uint64_t)) * where.edges;
         choice = aligned(addresses + 8 * where.most_addresses);
         const std::int64_t warps = threads / 32;
         mixture = choice + 8 * (where.most_levels > kWarpLevels ? kBlockSegments : kWarpSegments * warps);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -100,6 +101,25 @@ inline void cluster_arrive() {
 }
 inline void cluster_wait() {
     twin::cluster_wait();
+}
+
+using Edge = std::uint64_t;
+inline void edge_begin(Edge* edge) {
+    twin::edge_begin(edge);
+}
+inline void edges_begun() {}
+inline void edge_expect(Edge* edge, unsigned bytes) {
+    twin::edge_expect(edge, bytes);
+}
+inline void send(float* shared, unsigned rank, float value, Edge* edge) {
+    twin::send(shared, rank, value, edge);
+}
+inline void edge_wait(Edge* edge, unsigned times) {
+    twin::edge_wait(edge, times);
+}
+
+inline int lowest_bit(std::uint64_t word) {
+    return std::countr_zero(word);
 }
 
 inline unsigned add_release(unsigned* flag, unsigned value) {

@@ -128,7 +128,15 @@ class Cuda:
 
         def pack(room: Room) -> Any:
             return native.core().CudaProgram(
-                self.program, records, self.precision, room.numbers, room.resident_bytes, room.blocks, room.contents
+                self.program,
+                records,
+                self.precision,
+                fast_numbers=room.numbers,
+                caches_far=room.caches_far,
+                resident_bytes=room.resident_bytes,
+                local_bytes=room.local_bytes,
+                blocks=room.blocks,
+                contents=room.contents,
             )
 
         self.packed, self.schedule, self.declined = cuda_plan.choose(
@@ -150,8 +158,9 @@ class Cuda:
         lines = [
             f"{self.precision} weights ({self.packed.bytes / 1e6:.1f} MB packed), {self.card.name},"
             f" {plan.name} schedule: {plan.reason}; {plan.shared_bytes} bytes of shared memory a block;"
-            f" each command once: {tally['commands']} commands, {tally['block_meetings']} meetings of a block and"
-            f" {tally['team_meetings']} of all, {tally['weight_bytes']} bytes of weights read by a block,"
+            f" each command once: {tally['commands']} commands, {tally['block_meetings']} meetings of a block,"
+            f" {tally['team_meetings']} of all, {tally['edges']} edges,"
+            f" {tally['weight_bytes']} bytes of weights read by a block,"
             f" {tally['resident_bytes']} of them from shared memory"
         ]
         return "; not ".join([*lines, *self.declined])

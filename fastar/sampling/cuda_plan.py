@@ -14,18 +14,22 @@ from fastar.sampling.program import Program
 SCHEDULES = ("auto", "row", "cluster", "grid")
 
 # What the prediction supposes, in microseconds and bytes per microsecond. None of it was measured by this project: the
-# first three are cycles counted in the kernel at 1.7 GHz, the fourth is what others report of barriers through global
-# memory, the rest the published widths of an SM's paths, of the second cache level and of HBM3e.
+# first three are cycles counted in the kernel at 1.7 GHz, the fourth is one way through the wires between
+# multiprocessors, which others measured at 180 cycles, with the wait's own, the fifth what others report of barriers
+# through global memory, the sixth a miss of the first level; the rest are the published widths of an SM's paths, of the
+# second cache level and of HBM3e.
 _COMMAND = 0.06
 _BLOCK_MEETING = 0.02
 _CLUSTER_MEETING = 0.25
+_EDGE = 0.15
 _GRID_MEETING = 1.0
+_STREAM = 0.2
 _BYTES_OF_A_MULTIPROCESSOR = 100e3
 _BYTES_OF_LEVEL_2 = 5.5e6
 _BYTES_OF_MEMORY = 4.0e6
 
-# Of a row, where matrices take the rest of the shared memory.
-_NUMBERS_BESIDE_WEIGHTS = 4096
+# Of a matrix that every block of a cluster multiplies for itself, rather than to meet for it.
+_LOCAL_BYTES = (4096, 16384)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,9 @@ class Room:
 
     numbers: int  # of a row
     blocks: int
+    caches_far: bool = False  # whether rings and caches leave their room to weights
     resident_bytes: int = 0  # of weights
+    local_bytes: int = 0  # of a matrix that every block of a cluster multiplies for itself
     contents: bool = False  # whether the weights are packed, or only counted
 
 
@@ -124,10 +130,8 @@ def _plan(
     for blocks in _team_sizes(name, card, wishes):
         teams = 1 if name == "grid" else card.multiprocessors // blocks
         rows = rows_per_team(wishes.rows, teams)
-        # A long ring is read at a few places only: its room may be worth more to the matrices.
-        most = max(0, limit // (4 * rows) - 32)
-        for numbers in (0,) if name == "grid" else {most, min(most, _NUMBERS_BESIDE_WEIGHTS)}:
-            room, packed, shared = _fill(program, pack, Room(numbers, blocks), rows, threads, limit, card)
+        for empty in _rooms(name, blocks, max(0, limit // (4 * rows) - 32)):
+            room, packed, shared = _fill(program, pack, empty, rows, threads, limit, card)
             us = _predict(name, packed, work, rows, blocks, wishes.rows, card)
             reason = (
                 f"{rows} rows for {blocks} blocks of {threads} threads, {4 * packed.fast} bytes of a row in shared"
@@ -140,6 +144,14 @@ def _plan(
     if not plans:
         raise DoesNotFitError(str(refused))
     return min(plans, key=lambda one: one[1].predicted_us)
+
+
+def _rooms(name: str, blocks: int, numbers: int) -> list[Room]:
+    if name == "grid":
+        return [Room(0, blocks)]
+    # A long ring is read at a few places only: its room may be worth more to the matrices.
+    local = _LOCAL_BYTES if name == "cluster" else (0,)
+    return [Room(numbers, blocks, far, local_bytes=size) for far in (False, True) for size in local]
 
 
 def _team_sizes(name: str, card: Any, wishes: Wishes) -> tuple[int, ...]:
@@ -188,7 +200,8 @@ def _predict(name: str, packed: Any, work: Cost, rows: int, blocks: int, all_row
     tally = packed.tally
     share = work.instructions / max(1, tally["commands"])
     team = {"row": _BLOCK_MEETING, "cluster": _CLUSTER_MEETING, "grid": _GRID_MEETING}[name]
-    waiting = share * (tally["block_meetings"] * _BLOCK_MEETING + tally["team_meetings"] * team)
+    meetings = tally["block_meetings"] * _BLOCK_MEETING + tally["team_meetings"] * team + tally["edges"] * _EDGE
+    waiting = share * (meetings + tally["streams"] * _STREAM)
     teams = -(-all_rows // rows)
     at_once = max(1, min(teams, card.multiprocessors // blocks))
     level_2 = _BYTES_OF_LEVEL_2 if packed.bytes <= card.l2_bytes or not card.l2_bytes else _BYTES_OF_MEMORY

@@ -170,3 +170,5 @@ def test_a_sampler_of_weights_on_the_card_takes_this_executor() -> None:
     values = sampler.sample(seed=3)
     assert isinstance(values, torch.Tensor)
     assert torch.equal(values, sampler.sample(seed=3))
+    pieces = list(sampler.stream(7, seed=3))
+    assert torch.equal(torch.cat(pieces, 1), values)

@@ -48,10 +48,16 @@ def _expected(name: str, into: Tensor) -> Tensor:
         return into.view(4, 64).flip(1).flatten()
     if name.startswith("copy"):
         return 2 * into
+    if name.startswith("pass round"):
+        mine = into.view(2, 4, 32)
+        for _ in range(4):
+            place = mine[:, :, :8].reshape(2, 32)
+            mine = (0.5 * (place + place.roll(-9, 1)))[:, None].expand(2, 4, 32)
+        return mine.flatten()
     return into.view(2, 4, 32).sum(1).flatten()
 
 
-@pytest.mark.parametrize("name", ["reverse", "copy", "gather"])
+@pytest.mark.parametrize("name", ["reverse", "copy", "gather", "pass round"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_right_kernels_give_the_same_in_every_order(launch: Launch, name: str, seed: int) -> None:
     into = torch.randn(256)
@@ -61,14 +67,16 @@ def test_right_kernels_give_the_same_in_every_order(launch: Launch, name: str, s
     torch.testing.assert_close(out, expected)
 
 
-@pytest.mark.parametrize("name", ["reverse without barrier", "copy read early", "gather without wait"])
+@pytest.mark.parametrize(
+    "name", ["reverse without barrier", "copy read early", "gather without wait", "pass round without wait"]
+)
 def test_a_planted_race_shows_as_what_is_not_a_number(launch: Launch, name: str) -> None:
     into = torch.randn(256)
     found = 0
     for seed in SEEDS:
         out = torch.zeros_like(_expected(name, into))
-        launch(name, seed, into, out, torch.zeros(1, dtype=torch.int32))
-        found += bool(out.isnan().any())
+        error = launch(name, seed, into, out, torch.zeros(1, dtype=torch.int32))
+        found += error is not None or bool(out.isnan().any())
     assert found == len(SEEDS)
 
 
