@@ -186,9 +186,15 @@ def library(card: tuple[int, int]) -> Any:
     RuntimeError that says what would help where there is no driver, or nothing to compile them with.
     """
     core = native.core()
-    core.cuda_driver_version(DRIVER)
+    version = core.cuda_driver_version(DRIVER)
     image = PACKAGED if packaged_declines([card]) is None else compiled(recipe(card))
-    return core.CudaLibrary(DRIVER, image.read_bytes())
+    try:
+        return core.CudaLibrary(DRIVER, image.read_bytes())
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{error}; the driver, of CUDA {version // 1000}.{version % 1000 // 10}, does not load {image}: update it,"
+            " or set CUDA_HOME to an older toolkit"
+        ) from error
 
 
 @functools.cache

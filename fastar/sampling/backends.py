@@ -16,7 +16,8 @@ from fastar.sampling.request import Request
 
 
 class Run(Protocol):
-    """A run under way. Values are float64 or int64 [n, T, V], sums float64 [n], lengths int64 [n].
+    """A run under way. Values are float64 or int64 [n, T, V], sums float64 [n], lengths int64 [n]; `results` gives
+    values, log_prob, lengths and log_weight on the host.
 
     An executor on a device of its own may go on beyond what `advance` asks for, where it is called with `ahead`, until
     `pause`; `values` up to `done` can be read at any time, the rest when it has stopped.
@@ -38,6 +39,8 @@ class Run(Protocol):
     def advance(self, positions: int | None = None, ahead: bool = False) -> int: ...
 
     def pause(self) -> None: ...
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 

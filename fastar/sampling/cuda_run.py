@@ -52,16 +52,7 @@ class Run:
         executor.require_memory(
             4 * n * (packed.fast + packed.slow) + 8 * n * (T * V + 3) + scores, f"{n} rows of {self.program.name}"
         )
-        self._values = torch.empty(n, T, V, dtype=torch.float64, device=device)
-        self.log_prob = torch.empty(n, dtype=torch.float64, device=device)
-        self.log_weight = torch.empty(n, dtype=torch.float64, device=device)
-        # In one copy: each takes the host as long as many steps of a small program.
-        self._per_row = torch.stack((request.rows, request.seeds, request.lengths)).to(device)
-        self.lengths = torch.empty_like(self._per_row[2])
-        progress = torch.zeros(self._teams, native.core().CUDA_PROGRESS_BYTES, dtype=torch.uint8)
-        packed.stand(progress.data_ptr(), self._teams, self._first_place(), 0, [])
-        self._first_progress = progress.to(device)
-        self._progress = torch.empty_like(self._first_progress)
+        self._make_state(n, T, V)
         self._arena = torch.empty(n, packed.fast + packed.slow, device=device)
         self._scores = torch.empty(scores, dtype=torch.uint8, device=device) if scores else None
         # Words that the kernel reads and writes while it runs: whether it is cancelled, and how far each team is.
@@ -72,6 +63,8 @@ class Run:
         # What ends a launch that nobody has waited for.
         self._flight: weakref.finalize[..., Run] | None = None
         self._stream = 0
+        # Positions complete, and how many will be when what is enqueued has ended.
+        self.done = self._target = 0
         # As the program names them, in the order in which the native part numbers them.
         self._variables: dict[str, int] = {}
         for step in self.program.code:
@@ -79,6 +72,30 @@ class Run:
                 self._variables.setdefault(step.var, len(self._variables))
         self._record = self._make_record(n, T)
         self.rewind()
+
+    def _make_state(self, n: int, T: int, V: int) -> None:
+        # What a run begins with and what comes of it, in one stretch: each copy between host and device takes as long
+        # as many steps of a small program.
+        request, device = self.request, self.executor.device
+        progress = torch.zeros(self._teams, native.core().CUDA_PROGRESS_BYTES, dtype=torch.uint8)
+        self.executor.packed.stand(progress.data_ptr(), self._teams, 0 if self.program.code else -1, 0, [])
+        self._progress_bytes = progress.numel()
+        begins = [progress.flatten(), request.lengths.view(torch.uint8), torch.zeros(16 * n, dtype=torch.uint8)]
+        head = sum(one.numel() for one in begins)
+        self._begin = torch.cat([*begins, request.rows.view(torch.uint8), request.seeds.view(torch.uint8)]).to(device)
+        self._rows, self._seeds = self._begin[head:].view(torch.int64).view(2, n)
+        self._begin = self._begin[:head]
+        self._state = torch.empty(head + 8 * n * T * V, dtype=torch.uint8, device=device)
+        self._values, self.log_prob, self.lengths, self.log_weight = self._outcome(self._state)
+
+    def _outcome(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        n, words = len(self.request.rows), state[self._progress_bytes :].view(torch.float64)
+        values = words[3 * n :].view(n, self.request.length, self.program.value.channels)
+        return values, words[n : 2 * n], words[:n].view(torch.int64), words[2 * n : 3 * n]
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """values, log_prob, lengths and log_weight on the host, by one copy."""
+        return self._outcome(self._state.to("cpu", copy=True))
 
     def _on_host(self, *shape: int, dtype: torch.dtype) -> Tensor:
         # The card reaches pinned memory under the same address.
@@ -90,16 +107,11 @@ class Run:
         if reason is not None:
             raise ValueError(f"rows: {reason}; make an executor with rows={rows}")
 
-    def _first_place(self) -> int:
-        return 0 if self.program.code else -1
-
     def rewind(self) -> None:
         """Back to the first position: enqueued on the current stream, like `launch`, and for the same uses."""
         self.pause()
-        self._progress.copy_(self._first_progress)
-        self.lengths.copy_(self._per_row[2])
-        for sums in (self._values, self.log_prob, self.log_weight):
-            sums.zero_()
+        self._state[: len(self._begin)].copy_(self._begin)
+        self._values.zero_()
         self._arena.zero_()
         executor, packed = self.executor, self.executor.packed
         for number, one in enumerate(self.program.buffers):
@@ -109,8 +121,8 @@ class Run:
             elif begin >= 0 and one.kind == "scratch" and executor.library.is_twin:
                 # Nobody may read it before it was written: on the twin whoever does finds out.
                 self._arena[:, begin : begin + size] = float("nan")
-        self.done = self._target = self._record["turn"] = 0
-        self._ended = bool((self.request.lengths <= 0).all())
+        self._record["turn"] = 0
+        self._stand_at(0, self.request.lengths)
 
     def _make_record(self, n: int, T: int) -> dict[str, Any]:
         request, device, plan = self.request, self.executor.device, self.executor.schedule
@@ -126,8 +138,8 @@ class Run:
             return None if t is None else t.data_ptr()
 
         held = {
-            "row_numbers": self._per_row[0],
-            "seeds": self._per_row[1],
+            "row_numbers": self._rows,
+            "seeds": self._seeds,
             "given": ready("given", request.given, torch.float64),
             "support": ready("support", request.levels, torch.uint8),
             "low": ready("support", request.low, torch.float64),
@@ -139,7 +151,7 @@ class Run:
             "log_weight": self.log_weight,
             "stretch": self.executor.stretch,
             "arena": self._arena,
-            "progress": self._progress,
+            "progress": self._state,
             "scores": self._scores,
             "cancel": self._words,
             "reached": self._words[1:],
@@ -281,13 +293,13 @@ class Run:
             flight.detach()
             self.executor.library.wait(self.executor.index, self._stream)
         self._words[0] = 0
-        reached = self._reached()
-        self._stand_at(max((done for _, done, _, _ in reached), default=self.request.length))
+        reached, lengths = self._reached()
+        self._stand_at(max((done for _, done, _, _ in reached), default=self.request.length), lengths)
         self._raise_failure(reached)
 
-    def _stand_at(self, done: int) -> None:
+    def _stand_at(self, done: int, lengths: Tensor) -> None:
         self.done = self._target = done
-        self._ended = done == self.request.length or bool((self.lengths <= done).all())
+        self._ended = bool((lengths <= done).all())
 
     def pause(self) -> None:
         """End a kernel under way after the position that it is at; the next `advance` goes on from there."""
@@ -300,10 +312,11 @@ class Run:
             self.launch(0)
             self._land()
 
-    def _reached(self) -> Reached:
-        host = self._progress.cpu()
+    def _reached(self) -> tuple[Reached, Tensor]:
+        # Of each team, and the rows' lengths.
+        host = self._state[: self._progress_bytes + 8 * len(self.request.rows)].cpu()
         reached: Reached = self.executor.packed.progress(host.data_ptr(), self._teams)
-        return reached
+        return reached, host[self._progress_bytes :].view(torch.int64)
 
     def _raise_failure(self, reached: Reached) -> None:
         failed = [(failure, variables) for _, _, variables, failure in reached if failure is not None]
@@ -341,14 +354,14 @@ class Run:
         """Everything that a run on another machine needs to continue this one, beside the request."""
         self.pause()
         # Teams whose rows have all ended stopped early; the others stand alike.
-        place, _, variables, _ = max(self._reached(), key=lambda one: one[1])
+        place, _, variables, _ = max(self._reached()[0], key=lambda one: one[1])
         return {
             "program": fingerprint(self.program),
             "place": len(self.program.code) if place < 0 else place,
             "done": self.done,
             "variables": {name: variables[number] for name, number in self._variables.items()},
-            "buffers": {name: self._buffer(number).clone() for number, name in self._stored()},
-            **{name: getattr(self, name).clone() for name in _TENSORS},
+            "buffers": {name: self._buffer(number).to("cpu", copy=True) for number, name in self._stored()},
+            **dict(zip(_TENSORS, self.results(), strict=True)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -364,10 +377,10 @@ class Run:
             have.copy_(came)
         variables = [int(state["variables"].get(name, 0)) for name in self._variables]
         place = -1 if state["place"] == len(self.program.code) else state["place"]
-        host = self._progress.cpu()
-        self.executor.packed.stand(host.data_ptr(), self._teams, place, state["done"], variables)
-        self._progress.copy_(host)
-        self._stand_at(state["done"])
+        progress = torch.zeros(self._progress_bytes, dtype=torch.uint8)
+        self.executor.packed.stand(progress.data_ptr(), self._teams, place, state["done"], variables)
+        self._state[: self._progress_bytes].copy_(progress)
+        self._stand_at(state["done"], state["lengths"])
 
     def _stored(self) -> list[tuple[int, str]]:
         return [(number, one.name) for number, one in enumerate(self.program.buffers) if one.kind != "input"]
@@ -386,4 +399,5 @@ def _end(library: Any, index: int, stream: int, words: Tensor, held: object) -> 
 
 
 _LOST: list[object] = []
-_TENSORS = ("values", "log_prob", "log_weight", "lengths")
+# In the order of `results`.
+_TENSORS = ("values", "log_prob", "lengths", "log_weight")

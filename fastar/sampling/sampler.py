@@ -313,7 +313,7 @@ class Sampler:
                     self._pace = max(1, min(2 * self._pace, int(done * _SECONDS / max(spent, 1e-9))))
                 before = sum(len(one.rows) * one.length for one in job.requests[: len(job.done)])
                 report(before + len(run.values) * run.done, total)
-            job.done.append(tuple(t.cpu() for t in (run.values, run.log_prob, run.lengths, run.log_weight)))
+            job.done.append(run.results())
             job.run = None
         report(total, total)
         self._job = None

@@ -113,10 +113,15 @@ def test_an_old_driver_is_refused(card: Any) -> None:
         native.core().CudaLibrary(_path_of_the_twin(), b"")
 
 
-def test_kernels_of_another_card_are_refused_before_the_launch(card: Any) -> None:
+def test_kernels_that_the_driver_does_not_take(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "DRIVER", _path_of_the_twin())
+    monkeypatch.setattr(cuda, "recipe", lambda card: cuda_build.TwinRecipe(cuda.CSRC))
+    cuda.library.cache_clear()
+    assert cuda.library((9, 0)).is_twin
+    cuda.library.cache_clear()
     card.pretend("image", 209, 0)
-    with pytest.raises(RuntimeError, match=r"CUDA kernels: .*\(error 209\)"):
-        native.core().CudaLibrary(_path_of_the_twin(), b"")
+    with pytest.raises(RuntimeError, match=r"error 209\); the driver, of CUDA 13\.0, does not load .*: update it"):
+        cuda.library((9, 0))
 
 
 def test_a_device_that_is_not_there(twin: Any) -> None:
