@@ -23,7 +23,7 @@ from fastar.sampling.cuda import Cuda
 from fastar.sampling.cuda_plan import DoesNotFitError
 from fastar.sampling.request import make
 from tests.sampling.consumers import wavenet
-from tests.sampling.consumers_more import transformer
+from tests.sampling.consumers_more import CONSUMERS, transformer
 from tests.sampling.test_cpu_programs import LARGE, _request
 
 # Against cuda.h: each of our functions is there, and takes as many bytes in each place; so do structs and numbers.
@@ -234,6 +234,26 @@ def test_a_cancelled_kernel_ends_and_goes_on(twin: Any, whole: torch.Tensor, sch
     run.advance()
     assert torch.equal(run.values, whole[:, :50])
     assert run.finished
+
+
+@pytest.mark.parametrize("schedule", ["row", "cluster", "grid"])
+@pytest.mark.parametrize("name", ["gated_pixelcnn", "transformer", "made", "lstm", "colours", "flow"])
+def test_a_run_cancelled_at_every_position_draws_the_same(twin: Any, name: str, schedule: str) -> None:
+    program = LARGE["flow"]() if name == "flow" else CONSUMERS[name][0]().program
+    request = _request(name, program, 3)
+    made = Cuda(program, schedule=schedule, blocks=None if schedule == "row" else 2, library=twin)
+    whole, run = made.start(request), made.start(request)
+    whole.advance()
+    launches = 0
+    while not run.finished:
+        run._words[0] = 1  # before the kernel begins, which then ends behind its first position
+        run.launch()
+        run.settle()
+        launches += 1
+    assert launches >= request.length // 2
+    assert torch.equal(run.values, whole.values)
+    assert torch.equal(run.log_prob, whole.log_prob)
+    assert torch.equal(run.lengths, whole.lengths)
 
 
 def test_ctrl_c_ends_a_kernel_within_its_next_report(twin: Any, whole: torch.Tensor) -> None:
