@@ -223,7 +223,9 @@ struct Stretch {
     std::int32_t most_parts;  // of a matrix's tile
 };
 
-enum class FailureKind : std::int32_t { kNone, kNotANumber, kNoSupport, kNotGiven, kNotFinite, kStuck };
+// Whoever cancels a run fails its position behind everything else that may fail there.
+enum class FailureKind : std::int32_t { kNone, kNotANumber, kNoSupport, kNotGiven, kNotFinite, kStuck, kCancelled };
+constexpr std::int32_t kLastPlace = 0xffffff;
 
 // Of a team of blocks, between launches.
 struct Progress {

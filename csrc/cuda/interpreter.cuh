@@ -97,6 +97,7 @@ class Interpreter {
         const Progress& progress = run_.progress[team_.number];
         cursor_.entry = progress.entry;
         cursor_.done = progress.done;
+        report_at_ = progress.done;
         for (int i = 0; i < kMaxVariables; ++i) cursor_.variables[i] = progress.variables[i];
         const auto thread = static_cast<int>(thread_index());
         const auto threads = static_cast<int>(thread_count());
@@ -189,7 +190,11 @@ class Interpreter {
         progress.done = cursor_.done;
         for (int i = 0; i < kMaxVariables; ++i) progress.variables[i] = cursor_.variables[i];
         const unsigned long long word = *team_.failure;
-        if (word != kNoFailure) {
+        if ((word & 15) == static_cast<unsigned long long>(FailureKind::kCancelled)) {
+            *team_.failure = kNoFailure;
+        } else if (word == kNoFailure) {
+            tell_host(run_.reached + team_.number, kAllReached);
+        } else {
             progress.failure = static_cast<FailureKind>(word & 15);
             progress.failed_row = static_cast<std::int32_t>(first_row_) + static_cast<std::int32_t>(word >> 4 & 15);
             progress.failed_place = static_cast<std::int32_t>(word >> 8 & 0xffffff);
@@ -222,6 +227,15 @@ class Interpreter {
         }
     }
 
+    // After a meeting, so all that came before is complete. A cancelled run ends at the meeting where every thread sees
+    // that its position has failed.
+    FASTAR_DEVICE void report(const Context& x) {
+        report_at_ = cursor_.done + run_.report_every;
+        if (thread_index() != 0 || team_.rank != 0) return;
+        tell_host(run_.reached + team_.number, cursor_.done);
+        if (ask_host(run_.cancel) != 0) x.fail(FailureKind::kCancelled, kLastPlace, 0);
+    }
+
     // False where every row has ended, or a draw before this block has failed.
     FASTAR_DEVICE bool run_block(const Entry& entry) {
         std::int32_t* found = reinterpret_cast<std::int32_t*>(shared_memory() + layout_.addresses);
@@ -236,6 +250,7 @@ class Interpreter {
         if (!team_.meet()) return false;
         if (static_cast<std::int64_t>(*team_.failure >> 32) < cursor_.done || ended()) return false;
         const Context x{run_, layout_, team_, spaces(), found, edges_, rows_, first_row_, cursor_.done};
+        if (cursor_.done >= report_at_) report(x);
         const Command* commands = reinterpret_cast<const Command*>(run_.stretch + run_.where.commands) + entry.command;
         for (int i = 0; i < entry.commands; ++i) {
             const Command& c = commands[i];
@@ -260,6 +275,7 @@ class Interpreter {
     const SharedLayout& layout_;
     Team team_;
     Cursor cursor_;
+    std::int32_t report_at_;
     std::int64_t first_row_;
     int rows_;
     unsigned edges_ = 0;

@@ -11,7 +11,10 @@
 
 #else
 
+// NVRTC knows the intrinsics without it.
+#ifndef __CUDACC_RTC__
 #include <cuda_runtime.h>
+#endif
 
 #include <cstddef>
 #include <cstdint>
@@ -212,6 +215,16 @@ FASTAR_DEVICE bool await(const unsigned* flag, unsigned target) {
         if (clock64() - begin > kPatience) return false;
     }
     return true;
+}
+
+// Words of the host's memory, read and written while it runs: what was written before the store is seen with it.
+FASTAR_DEVICE void tell_host(std::int32_t* word, std::int32_t value) {
+    asm volatile("st.release.sys.s32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+}
+FASTAR_DEVICE std::int32_t ask_host(const std::int32_t* word) {
+    std::int32_t value;
+    asm volatile("ld.relaxed.sys.s32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+    return value;
 }
 
 FASTAR_DEVICE void atomic_min(unsigned long long* at, unsigned long long value) {

@@ -71,6 +71,7 @@ class Cpu:
     """
 
     name = "cpu"
+    interruptible = True
 
     def __init__(
         self,
@@ -214,8 +215,11 @@ class Run:
         finished: bool = self._native.finished
         return finished
 
-    def advance(self, positions: int | None = None) -> int:
-        """Run until this many more positions are complete (None: all); returns how many were.
+    def pause(self) -> None:
+        """Nothing: this executor runs while it is asked to, and no longer."""
+
+    def advance(self, positions: int | None = None, ahead: bool = False) -> int:
+        """Run until this many more positions are complete (None: all), never `ahead`; returns how many were.
 
         Ctrl-C and other signals are looked for about every 50 ms, at a position's end; the run can go on afterwards.
         """

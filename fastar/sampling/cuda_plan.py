@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fastar import native
 from fastar.sampling.cost import Cost, cost
 from fastar.sampling.index import Ref
@@ -27,6 +30,9 @@ _STREAM = 0.2
 _BYTES_OF_A_MULTIPROCESSOR = 100e3
 _BYTES_OF_LEVEL_2 = 5.5e6
 _BYTES_OF_MEMORY = 4.0e6
+
+# At which an open program is counted: long enough that what happens once does not count.
+_OPEN_POSITIONS = 1024
 
 # Of a matrix that every block of a cluster multiplies for itself, rather than to meet for it.
 _LOCAL_BYTES = (4096, 16384)
@@ -58,6 +64,12 @@ class Room:
 
 
 Pack = Callable[[Room], Any]
+# How many blocks of a schedule the card holds at once.
+Resident = Callable[[Schedule], int]
+
+
+class DoesNotFitError(RuntimeError):
+    """A schedule that the card has no room for; the message says for what."""
 
 
 @dataclass(frozen=True)
@@ -70,33 +82,65 @@ class Wishes:
     blocks: int | None = None
 
 
-def choose(program: Program, pack: Pack, card: Any, wishes: Wishes) -> tuple[Any, Schedule, list[str]]:
+def packer(program: Program, precision: str) -> tuple[dict[str, Tensor], Pack]:
+    """A program's weights as the kernels take them, which have to live as long as the function that packs them."""
+    held = {
+        name: t.detach().to("cpu", torch.int32 if t.dtype == torch.int32 else torch.float32).contiguous()
+        for name, t in program.weights.items()
+    }
+    records = {name: (t.data_ptr(), tuple(t.shape), t.dtype == torch.int32) for name, t in held.items()}
+
+    def pack(room: Room) -> Any:
+        return native.core().CudaProgram(
+            program,
+            records,
+            precision,
+            fast_numbers=room.numbers,
+            caches_far=room.caches_far,
+            resident_bytes=room.resident_bytes,
+            local_bytes=room.local_bytes,
+            blocks=room.blocks,
+            contents=room.contents,
+        )
+
+    return held, pack
+
+
+def choose(
+    program: Program, pack: Pack, card: Any, wishes: Wishes, resident: Resident, contents: bool = True
+) -> tuple[Any, Schedule, list[str]]:
     """The packed program, its schedule, and the schedules not taken with the reason.
 
-    `pack` packs the program into the room that it is given.
+    `pack` packs the program into the room that it is given; without `contents` the weights themselves are left out.
+    DoesNotFitError where no schedule fits.
     """
     names = SCHEDULES[1:] if wishes.schedule == "auto" else (wishes.schedule,)
-    work = cost(program)
+    work = cost(program, None if program.limit else _OPEN_POSITIONS)
     found: list[tuple[Room, Schedule]] = []
     declined = []
     for name in names:
-        reason = _why_not(name, card)
-        if reason is None:
-            found.append(_plan(name, program, pack, card, wishes, work))
-        else:
-            declined.append(f"{name}: {reason}")
+        try:
+            found.append(_plan(name, program, pack, card, wishes, work, resident))
+        except DoesNotFitError as error:
+            declined.append(f"{name}: {error}")
     if not found:
-        raise RuntimeError(f"schedule: {'; '.join(declined)}")
+        raise DoesNotFitError(f"schedule: {program.name}: {'; '.join(declined)}")
     found.sort(key=lambda one: one[1].predicted_us)
     declined += [f"{plan.name}: predicted {plan.predicted_us:.2f} us a position" for _, plan in found[1:]]
     room, plan = found[0]
-    return pack(replace(room, contents=True)), plan, declined
+    return pack(replace(room, contents=contents)), plan, declined
 
 
-def _why_not(name: str, card: Any) -> str | None:
-    if name == "cluster" and card.max_cluster < 2:
-        return f"{card.name} has no clusters"
-    return None
+def why_not_resident(plan: Schedule, rows: int, card: Any, resident: Resident) -> str | None:
+    """Why blocks that wait for one another would not all be there, or None where they would."""
+    teams = -(-rows // plan.rows_per_team) if plan.name == "grid" else 1
+    needed, there = teams * plan.blocks_per_team, resident(plan)
+    if needed <= there:
+        return None
+    return (
+        f"{rows} rows need {needed} blocks of {plan.threads} threads and {plan.shared_bytes} bytes of shared memory at"
+        f" once, and {card.name} holds {there}"
+    )
 
 
 def rows_per_team(rows: int, teams: int) -> int:
@@ -105,10 +149,15 @@ def rows_per_team(rows: int, teams: int) -> int:
     return min(most, 1 << (-(-rows // max(1, teams)) - 1).bit_length())
 
 
-def _plan(name: str, program: Program, pack: Pack, card: Any, wishes: Wishes, work: Cost) -> tuple[Room, Schedule]:
+def _plan(
+    name: str, program: Program, pack: Pack, card: Any, wishes: Wishes, work: Cost, resident: Resident
+) -> tuple[Room, Schedule]:
+    if name == "cluster" and card.max_cluster < 2:
+        raise DoesNotFitError(f"{card.name} has no clusters")
     threads = _threads(program)
     limit = min(wishes.shared_bytes or card.shared_per_block, card.shared_per_block)
     plans: list[tuple[Room, Schedule]] = []
+    refused = None
     for blocks in _team_sizes(name, card, wishes):
         teams = 1 if name == "grid" else card.multiprocessors // blocks
         rows = rows_per_team(wishes.rows, teams)
@@ -119,7 +168,12 @@ def _plan(name: str, program: Program, pack: Pack, card: Any, wishes: Wishes, wo
                 f"{rows} rows for {blocks} blocks of {threads} threads, {4 * packed.fast} bytes of a row in shared"
                 f" memory, {4 * packed.slow} in global memory"
             )
-            plans.append((room, Schedule(name, rows, blocks, threads, shared, us, reason)))
+            plan = Schedule(name, rows, blocks, threads, shared, us, reason)
+            refused = why_not_resident(plan, wishes.rows, card, resident)
+            if refused is None:
+                plans.append((room, plan))
+    if not plans:
+        raise DoesNotFitError(str(refused))
     return min(plans, key=lambda one: one[1].predicted_us)
 
 
@@ -165,9 +219,7 @@ def _fill(
         if shared <= limit:
             break
         if room.numbers == 0:
-            raise RuntimeError(
-                f"{program.name}: a block needs {shared} bytes of shared memory and has {limit} on {card.name}"
-            )
+            raise DoesNotFitError(f"a block needs {shared} bytes of shared memory and has {limit} on {card.name}")
         over = (shared - limit) // (4 * rows)
         room = replace(room, numbers=max(0, min(room.numbers, packed.fast) - over - 32))
     room = replace(room, numbers=packed.fast, resident_bytes=max(0, limit - shared - 128))

@@ -1,5 +1,5 @@
 // Kernels that are right, and the same with one mistake each, to see that the twin finds it.
-#include "cuda/launch.cuh"
+#include "twin/launch.h"
 
 namespace fastar::cuda {
 namespace {

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import _thread
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from fastar import native
+from fastar.native import cuda, cuda_build, nvrtc
 from fastar.sampling import Sampler
 from fastar.sampling.cuda import Cuda
 from fastar.sampling.draws import Options
 from fastar.sampling.program import Program
+from fastar.sampling.request import make
 from tests.sampling.consumers_more import CONSUMERS
 from tests.sampling.test_cpu_programs import LARGE, _assert_agrees, _request
 
@@ -26,9 +34,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 
 def _on_host(run: Any) -> Any:
-    for name in ("values", "log_prob", "log_weight", "lengths"):
-        setattr(run, name, getattr(run, name).cpu())
-    return run
+    names = ("values", "log_prob", "log_weight", "lengths")
+    return SimpleNamespace(**{name: getattr(run, name).cpu() for name in names})
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -49,6 +56,87 @@ def test_schedules_agree_bit_for_bit(name: str) -> None:
         run.advance()
         assert torch.equal(run.values, runs[0].values)
         assert torch.equal(run.log_prob, runs[0].log_prob)
+
+
+def test_a_cuda_graph_replays_a_run() -> None:
+    program = LARGE["wavenet"]()
+    run = Cuda(program).start(_request("wavenet", program))
+    run.advance()
+    plain, log_prob = run.values.clone(), run.log_prob.clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run.rewind()
+        run.launch()
+        with pytest.raises(RuntimeError, match="advance: waits"):
+            run.advance()
+    for _ in range(2):
+        run.values.zero_()
+        graph.replay()
+        run.settle()
+        assert run.finished
+        assert torch.equal(run.values, plain)
+        assert torch.equal(run.log_prob, log_prob)
+
+
+def test_a_run_stays_on_the_callers_stream() -> None:
+    program = LARGE["wavenet"]()
+    executor, request = Cuda(program), _request("wavenet", program)
+    plain = executor.start(request)
+    plain.advance()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run = executor.start(request)
+        torch.cuda._sleep(100_000_000)
+        run.launch()
+        assert not side.query()
+        assert torch.cuda.default_stream().query()
+        run.settle()
+    assert torch.equal(run.values, plain.values)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_kernel_hands_over_is_cancelled_and_goes_on(schedule: str) -> None:
+    program = LARGE["wavenet"]()
+    request = make(program, 4, seed=1, length=20_000)
+    executor = Cuda(program, **SCHEDULES[schedule])
+    whole = executor.start(request)
+    whole.advance()
+    run = executor.start(request)
+    for end in (100, 200, 300):
+        assert run.advance(100, ahead=True) == 100
+        assert not torch.cuda.current_stream().query()
+        assert torch.equal(run.values[:, :end], whole.values[:, :end].cpu())
+    run.pause()
+    assert 300 <= run.done < request.length
+    assert torch.cuda.current_stream().query()
+    run.advance()
+    assert torch.equal(run.values, whole.values)
+    assert torch.equal(run.log_prob, whole.log_prob)
+
+
+def test_ctrl_c_ends_a_kernel_within_a_second() -> None:
+    program = LARGE["wavenet"]()
+    run = Cuda(program).start(make(program, 1, seed=1, length=5_000_000))
+    began = time.monotonic()
+    threading.Timer(0.5, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        run.advance()
+    assert time.monotonic() - began < 1.5
+    assert 0 < run.done < 5_000_000
+    assert run.advance(10) == 10
+
+
+def test_kernels_of_both_compilers_draw_the_same(tmp_path: Path) -> None:
+    card = torch.cuda.get_device_capability()
+    image = tmp_path / "kernels.cubin"
+    nvrtc.recipe(cuda.CSRC, cuda_build.arch_of(card)).build(image)
+    library = native.core().CudaLibrary(cuda.DRIVER, image.read_bytes())
+    program = LARGE["wavenet"]()
+    runs = [Cuda(program, library=one).start(_request("wavenet", program)) for one in (None, library)]
+    for run in runs:
+        run.advance()
+    assert torch.equal(runs[0].values, runs[1].values)
 
 
 def test_a_sampler_of_weights_on_the_card_takes_this_executor() -> None:

@@ -127,6 +127,7 @@ def test_the_uniforms_of_the_device_are_those_of_the_contract(continuous: bool) 
     seed, row_offset = 2**63 + 12345, 2**32 - 2
     found = torch.zeros(3, 5, 2, dtype=torch.float64)
     cuda.twin().fill_uniforms(
+        device=0,
         uniforms=found.data_ptr(),
         seed=seed,
         row_offset=row_offset,
@@ -136,6 +137,7 @@ def test_the_uniforms_of_the_device_are_those_of_the_contract(continuous: bool) 
         continuous=continuous,
         stream=0,
     )
+    cuda.twin().wait(0, 0)
     oracle = philox_oracle.continuous if continuous else philox_oracle.discrete
     for row, position, draw in torch.cartesian_prod(torch.arange(3), torch.arange(5), torch.arange(2)).tolist():
         assert found[row, position, draw].item() == oracle(seed, row_offset + row, position, draw)

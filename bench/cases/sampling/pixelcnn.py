@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastar.bench.cases.sampling._common import Loop, Work, Workload, case, draw, random
-from fastar.bench.registry import Case, Part
+from fastar.bench.alternatives import CudaGraph
+from fastar.bench.cases.sampling._common import Loop, Work, Workload, case, draw, on, random
+from fastar.bench.registry import Absent, Call, Case, Part
 from fastar.sampling import Builder, Head, Program, Value
 from fastar.sampling.instructions import Draw, Linear, Store, TappedLinear
 
@@ -95,7 +96,7 @@ class Full:
         return torch.stack([draw(logits[:, c], u[c]) for c in range(COLOURS)], 1)
 
     def __call__(self, u: Tensor) -> Tensor:
-        x = torch.zeros(u.shape[1], COLOURS, self.height, self.width)
+        x = u.new_zeros(u.shape[1], COLOURS, self.height, self.width)
         drawn = []
         for pixel, mine in enumerate(u.split(COLOURS)):
             h, w = divmod(pixel, self.width)
@@ -121,10 +122,10 @@ class Cached:
         # With a margin of zeros, [height + half, width + 2 half, rows, channels].
         halves = [size // 2 for _, _, size in self.layers]
         caches = [
-            torch.zeros(self.height + half, self.width + 2 * half, rows, count)
+            u.new_zeros(self.height + half, self.width + 2 * half, rows, count)
             for half, count in zip(halves, channels, strict=False)
         ]
-        drawn = torch.empty(rows, len(u), dtype=torch.int64)
+        drawn = torch.empty(rows, len(u), dtype=torch.int64, device=u.device)
         for pixel in range(len(u) // COLOURS):
             h, w = divmod(pixel, self.width)
             for i, (weight, bias, size) in enumerate(self.layers):
@@ -153,22 +154,29 @@ def pixelcnn(
     rows: int = 1,
     dtype: torch.dtype = torch.float32,
     small: bool = False,
+    devices: tuple[str, ...] = ("cpu", "cuda"),
 ) -> Case:
     pixels = height * width
 
-    def make() -> Workload:
-        p = parameters(features, layers, levels)
+    def make(device: torch.device) -> Workload:
+        p = on(device, parameters(features, layers, levels))
         full, cached = Full(p, height, width), Cached(p, height, width)
         if small:
             loops: dict[str, Loop] = {"cached loop": cached, "full passes": full}
             return Workload(program(p, height, width), rows, pixels * COLOURS, loops)
-        x, u = torch.rand(rows, COLOURS, height, width) * 2 - 1, torch.rand(COLOURS, rows)
+        x = torch.rand(rows, COLOURS, height, width, device=device) * 2 - 1
+        u = torch.rand(COLOURS, rows, device=device)
 
         def one_pass() -> None:
             full.one_pass(x, height // 2, width // 2, u)
 
-        others = {"full passes": Part(one_pass, pixels)}
-        return Workload(program(p, height, width), rows, pixels * COLOURS, {"cached loop": cached}, others)
+        others: dict[str, Call | Part | Absent] = {"full passes": Part(one_pass, pixels)}
+        if device.type == "cuda":
+            others["CUDA graph, full passes"] = Part(CudaGraph(one_pass), pixels)
+        loops = {"cached loop": cached}
+        # The first rows of the image.
+        captured = 4 * width * COLOURS
+        return Workload(program(p, height, width), rows, pixels * COLOURS, loops, others, captured)
 
     weights = features * (len(FIRST) * COLOURS + layers * len(REST) * features + COLOURS * levels)
     return case(
@@ -181,11 +189,13 @@ def pixelcnn(
         per=1,
         unit="batch of images" if rows > 1 else "image",
         small=small,
+        devices=devices,
     )
 
 
 CASES = (
     pixelcnn(32, 32, 128, 8),
     pixelcnn(32, 32, 128, 8, dtype=torch.bfloat16),
+    pixelcnn(32, 32, 128, 8, rows=64, devices=("cuda",)),
     pixelcnn(5, 4, 16, 2, 8, rows=2, small=True),
 )
