@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "cpu/executor/access.h"
+#include "cpu/executor/loosen.h"
 #include "cuda/keep_apart.h"
 #include "cuda/pack.h"
 
@@ -88,6 +89,7 @@ class Assembler {
         : program_(std::move(program)), options_(options), to_(to) {}
 
     void run() {
+        if (shares_copies()) cpu::rename_scratch(program_);
         place_buffers();
         if (shares_copies()) {
             std::set<int> far;

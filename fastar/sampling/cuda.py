@@ -12,7 +12,7 @@ from fastar import native
 from fastar.native import cuda as cuda_library
 from fastar.sampling import cuda_plan
 from fastar.sampling.cpu import Spent
-from fastar.sampling.cuda_plan import SCHEDULES, Room, Schedule, Wishes
+from fastar.sampling.cuda_plan import SCHEDULES, Schedule, Wishes
 from fastar.sampling.cuda_run import Run
 from fastar.sampling.instructions import Attention, Draw
 from fastar.sampling.program import Program
@@ -120,25 +120,7 @@ class Cuda:
     def repack(self, weights: Mapping[str, Tensor]) -> None:
         """Take other weights of the same names, shapes and dtypes."""
         self.program = self.program.with_weights(weights)
-        held = {
-            name: t.detach().to("cpu", torch.int32 if t.dtype == torch.int32 else torch.float32).contiguous()
-            for name, t in weights.items()
-        }
-        records = {name: (t.data_ptr(), tuple(t.shape), t.dtype == torch.int32) for name, t in held.items()}
-
-        def pack(room: Room) -> Any:
-            return native.core().CudaProgram(
-                self.program,
-                records,
-                self.precision,
-                fast_numbers=room.numbers,
-                caches_far=room.caches_far,
-                resident_bytes=room.resident_bytes,
-                local_bytes=room.local_bytes,
-                blocks=room.blocks,
-                contents=room.contents,
-            )
-
+        held, pack = cuda_plan.packer(self.program, self.precision)
         self.packed, self.schedule, self.declined = cuda_plan.choose(
             self.program, pack, self.card, self.wishes, self.resident
         )

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fastar import native
 from fastar.sampling.cost import Cost, cost
 from fastar.sampling.index import Ref
@@ -27,6 +30,9 @@ _STREAM = 0.2
 _BYTES_OF_A_MULTIPROCESSOR = 100e3
 _BYTES_OF_LEVEL_2 = 5.5e6
 _BYTES_OF_MEMORY = 4.0e6
+
+# At which an open program is counted: long enough that what happens once does not count.
+_OPEN_POSITIONS = 1024
 
 # Of a matrix that every block of a cluster multiplies for itself, rather than to meet for it.
 _LOCAL_BYTES = (4096, 16384)
@@ -76,15 +82,40 @@ class Wishes:
     blocks: int | None = None
 
 
+def packer(program: Program, precision: str) -> tuple[dict[str, Tensor], Pack]:
+    """A program's weights as the kernels take them, which have to live as long as the function that packs them."""
+    held = {
+        name: t.detach().to("cpu", torch.int32 if t.dtype == torch.int32 else torch.float32).contiguous()
+        for name, t in program.weights.items()
+    }
+    records = {name: (t.data_ptr(), tuple(t.shape), t.dtype == torch.int32) for name, t in held.items()}
+
+    def pack(room: Room) -> Any:
+        return native.core().CudaProgram(
+            program,
+            records,
+            precision,
+            fast_numbers=room.numbers,
+            caches_far=room.caches_far,
+            resident_bytes=room.resident_bytes,
+            local_bytes=room.local_bytes,
+            blocks=room.blocks,
+            contents=room.contents,
+        )
+
+    return held, pack
+
+
 def choose(
-    program: Program, pack: Pack, card: Any, wishes: Wishes, resident: Resident
+    program: Program, pack: Pack, card: Any, wishes: Wishes, resident: Resident, contents: bool = True
 ) -> tuple[Any, Schedule, list[str]]:
     """The packed program, its schedule, and the schedules not taken with the reason.
 
-    `pack` packs the program into the room that it is given. DoesNotFitError where no schedule fits.
+    `pack` packs the program into the room that it is given; without `contents` the weights themselves are left out.
+    DoesNotFitError where no schedule fits.
     """
     names = SCHEDULES[1:] if wishes.schedule == "auto" else (wishes.schedule,)
-    work = cost(program)
+    work = cost(program, None if program.limit else _OPEN_POSITIONS)
     found: list[tuple[Room, Schedule]] = []
     declined = []
     for name in names:
@@ -97,7 +128,7 @@ def choose(
     found.sort(key=lambda one: one[1].predicted_us)
     declined += [f"{plan.name}: predicted {plan.predicted_us:.2f} us a position" for _, plan in found[1:]]
     room, plan = found[0]
-    return pack(replace(room, contents=True)), plan, declined
+    return pack(replace(room, contents=contents)), plan, declined
 
 
 def why_not_resident(plan: Schedule, rows: int, card: Any, resident: Resident) -> str | None:
