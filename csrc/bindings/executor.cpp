@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -13,6 +14,7 @@
 #include "bindings/read_program.h"
 #include "cpu/executor/plan.h"
 #include "cpu/executor/run.h"
+#include "cpu/executor/whole_run.h"
 
 namespace py = pybind11;
 
@@ -87,6 +89,24 @@ std::int64_t advance(Run& run, std::int64_t positions) {
     return total;
 }
 
+// A whole run of `rows` rows, its values as int64 or float32 at `out`; returns the seconds it took, or -1 where a draw
+// failed.
+double sample(const std::shared_ptr<Plan>& plan, std::int64_t rows, std::int64_t length, std::uint64_t seed,
+              std::uint64_t first_row, bool integers, const py::object& layout, std::uintptr_t out) {
+    using Clock = std::chrono::steady_clock;
+    const auto begin = Clock::now();
+    cpu::WholeRun whole(plan, rows, length, seed, first_row);
+    advance(whole.run(), length);
+    if (whole.run().failure().kind != cpu::FailureKind::kNone) return -1.0;
+    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    if (integers) {
+        whole.copy(address<const std::int32_t>(layout), at<std::int64_t>(out));
+    } else {
+        whole.copy(address<const std::int32_t>(layout), at<float>(out));
+    }
+    return seconds;
+}
+
 // Per block and thread: (code entry, first unit, end, waits) of each task, in order.
 py::list tasks(const Plan& plan) {
     py::list blocks;
@@ -124,6 +144,8 @@ void bind_executor(py::module_& module) {
         .def_property_readonly("predicted_ns", &Plan::predicted_ns)
         .def_readonly("ns_to_hear", &Plan::ns_to_hear)
         .def_property_readonly("tasks", &tasks)
+        .def("sample", &sample, py::arg("rows"), py::arg("length"), py::arg("seed"), py::arg("first_row"),
+             py::arg("integers"), py::arg("layout"), py::arg("out"))
         .def_property_readonly("weight_bytes", [](const Plan& p) { return p.store.bytes(); })
         .def_property_readonly("own_floats", &Plan::own_floats)
         .def_property_readonly("row_bytes", [](const Plan& p) { return p.layout.row_stride * 4; });

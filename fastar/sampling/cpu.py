@@ -52,7 +52,7 @@ def why_not(program: Program) -> str | None:
     return None
 
 
-@dataclass
+@dataclass(slots=True)
 class Spent:
     """What a run has taken so far."""
 
@@ -110,6 +110,8 @@ class Cpu:
         # The plan copies what it needs, so nothing holds these weights any longer than this call.
         how = (self.precision, self.threads, self.rows, self.sharing, self.ns_to_hear)
         self.plan = native.core().Plan(self.program, records, *how)
+        layout = self.program.layout
+        self._layout = None if layout is None else self.program.weights[layout].to("cpu", torch.int32).contiguous()
 
     def describe(self) -> str:
         """How the work is shared out and why, in one line."""
@@ -132,6 +134,24 @@ class Cpu:
     def start(self, request: Request) -> Run:
         """A run at its first position."""
         return Run(self, request)
+
+    def sample(self, n: int, length: int, seed: int, row_offset: int) -> Tensor | None:
+        """The values of a whole run without options, [n, *shape] in the data's space; None where a draw failed.
+
+        What `start` takes is not checked here. The run is a single call, since one of a small model takes less time
+        than to make a `Request`.
+        """
+        program = self.program
+        integers = program.value.dtype == "int"
+        V = program.value.channels
+        shape = program.shape or ((length,) if V == 1 else (length, V))
+        out = torch.empty((n, *shape), dtype=torch.int64 if integers else torch.float32)
+        layout = None if self._layout is None else self._layout.data_ptr()
+        seconds = self.plan.sample(n, length, seed, row_offset, integers, layout, out.data_ptr())
+        if seconds < 0.0:
+            return None
+        self.last = Spent(n, length, seconds)
+        return out
 
     def resume(self, request: Request, state: Mapping[str, Any]) -> Run:
         """The run that `Run.state_dict` recorded, under the same request."""

@@ -37,10 +37,10 @@ const KernelTable& kernels() {
                       .attention = FASTAR_ISA::attention,
                       .accumulate = FASTAR_ISA::accumulate,
                       .accumulate_dot = FASTAR_ISA::accumulate_dot,
-                      .odds_dot = FASTAR_ISA::odds_dot,
+                      .toss = FASTAR_ISA::toss,
                       .balance_odds = FASTAR_ISA::balance_odds,
                       .coin_bars = FASTAR_ISA::coin_bars,
-                      .coin_log_probs = FASTAR_ISA::coin_log_probs,
+                      .coins = FASTAR_ISA::coins,
                       .largest = FASTAR_ISA::largest,
                       .exponentials = FASTAR_ISA::exponentials};
         return t;
