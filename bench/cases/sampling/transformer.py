@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastar.bench.alternatives import compiled
+from fastar.bench.cases.sampling import _llama
 from fastar.bench.cases.sampling._common import Loop, Work, Workload, case, draw, random
 from fastar.bench.registry import Absent, Call, Case, Part
 from fastar.models import Transformer
@@ -204,6 +205,11 @@ def ctranslate2(s: Shape, rows: int, length: int, compute: str) -> Call | Absent
     return call
 
 
+def llama(s: Shape, rows: int, length: int, kind: str) -> Call | Absent:
+    """llama.cpp's decoding, over the same architecture with random weights."""
+    return _missing("llama_cpp", "gguf") or _llama.generate(s, rows, length, kind)
+
+
 def transformer(
     name: str, s: Shape, steps: int, *, rows: int = 1, dtype: torch.dtype = torch.float32, small: bool = False
 ) -> Case:
@@ -223,9 +229,11 @@ def transformer(
             others[name] = generate(s, rows, steps, fast, device)
             if device.type == "cuda":
                 others[f"{name}, static cache"] = generate(s, rows, steps, fast, device, "static")
-            compute = "float32" if dtype == torch.float32 else "int8"
             if device.type == "cpu":
+                compute = "float32" if dtype == torch.float32 else "int8"
                 others[f"CTranslate2, {compute}"] = ctranslate2(s, rows, steps, compute)
+                kind = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "Q8_0"}[dtype]
+                others[f"llama.cpp, {kind}"] = llama(s, rows, steps, kind)
         return Workload(model.lower(), rows, steps, loops, others)
 
     return case(
