@@ -16,10 +16,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from fastar.native import core, why_missing
-from fastar.ops import _masked_conv2d_plain, tap_plan
+from fastar.ops import _masked_conv2d_cropped, _packed, _tanh_gate_cpu, tap_plan
 from fastar.ops.tap_plan import Geometry, Look, TapPlan
 from fastar.reference import activation as activations
 
@@ -83,8 +82,7 @@ class _Packed:
     matrix: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-_PACKED: WeakIdKeyDictionary = WeakIdKeyDictionary()
-_PACKED_LOCK = threading.Lock()
+_PACKED = _packed.PerTensor(_Packed)
 
 
 def _packed_taps(weight: Tensor, taps: list[int], plan: TapPlan, transposed: bool) -> Tensor:
@@ -94,15 +92,14 @@ def _packed_taps(weight: Tensor, taps: list[int], plan: TapPlan, transposed: boo
     version counters are not raised by writes through `.data`. The transposed one serves training, where each step has
     another weight.
     """
-    if transposed or not weight.is_contiguous():
+    # The fingerprint reads the weight's memory from end to end.
+    dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+    if transposed or not dense:
         return _pack(weight, taps, plan, transposed)
-    with _PACKED_LOCK:
-        packed: _Packed | None = _PACKED.get(weight)
-        if packed is None:
-            packed = _PACKED[weight] = _Packed()
+    packed = _PACKED.of(weight)
     with packed.lock:
         print_of_weight = core().fingerprint(weight.data_ptr(), weight.nbytes, torch.get_num_threads())
-        source = (print_of_weight, weight.dtype, weight.shape, taps, plan.masked)
+        source = (print_of_weight, weight.dtype, weight.shape, weight.stride(), taps, plan.masked)
         if packed.source != source or packed.channel_mask is not plan.channel_mask:
             packed.matrix = _pack(weight, taps, plan, transposed)
             packed.source, packed.channel_mask = source, plan.channel_mask
@@ -173,12 +170,17 @@ def forward(
     keep_preactivation: bool,
 ) -> tuple[Tensor, Tensor]:
     """(y, z): z is the pre-activation, empty unless it is to be kept."""
-    z = geometry.empty_result(x, weight)
-    _products(x, weight, bias, plan, geometry, geometry.transposed, z)
+    if _masked_conv2d_cropped.serves(x, weight, plan, geometry):
+        z = _masked_conv2d_cropped.forward(x, weight, bias, plan, geometry)
+    else:
+        z = geometry.empty_result(x, weight)
+        _products(x, weight, bias, plan, geometry, geometry.transposed, z)
     if activation == "none":
         return z, z.new_empty(0)
-    halved = geometry.empty_result(x, weight, 2) if activation == activations.GATE else None
-    y = _masked_conv2d_plain.activated(z, activation, halved)
+    if activation == activations.GATE:
+        y = _tanh_gate_cpu.forward(z, geometry.empty_result(x, weight, 2))
+    else:
+        y = activations.APPLY[activation](z)
     return y, z if keep_preactivation else z.new_empty(0)
 
 
@@ -193,7 +195,12 @@ def backward(
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, each None where it is not needed."""
-    grad = _masked_conv2d_plain.before_activation(grad, saved, activation)
+    if saved is not None and activation == activations.GATE:
+        grad = _tanh_gate_cpu.backward(grad, saved)
+    elif saved is not None:
+        grad = activations.backward(activation, grad, saved)
+    if _masked_conv2d_cropped.serves(x, weight, plan, geometry):
+        return _masked_conv2d_cropped.backward(grad, x, weight, plan, geometry, needs)
     need_x, need_weight, need_bias = needs
     grad_x = None
     if need_x:

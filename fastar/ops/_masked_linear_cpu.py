@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from fastar.native import core, why_missing
 from fastar.ops import _packed, _products
@@ -68,7 +67,7 @@ def forward(
         mask = _dense_mask(plan, weight.shape)
         if mask is None:
             return _activated(_products.abt(x, weight.contiguous(), bias), activation, keep_preactivation)
-        kept = _packed.masked(weight)
+        kept = _packed.MASKED.of(weight)
         with kept.lock:
             z = _products.abt(x, kept.current(weight, mask), bias)
         return _activated(z, activation, keep_preactivation)
@@ -90,17 +89,22 @@ def _activated(z: Tensor, activation: str, keep_preactivation: bool) -> tuple[Te
     return y, z if keep_preactivation else z.new_empty(0)
 
 
-# The masks of small triangles, of SMALL bytes at most each, as long as their plans live.
-_MASKS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+class _Dense:
+    """The mask of a small triangle, of SMALL bytes at most, formed once."""
+
+    mask: Tensor | None = None
+
+
+_DENSE = _packed.PerTensor(_Dense)
 
 
 def _dense_mask(plan: MaskPlan, shape: Sequence[int]) -> Tensor | None:
     if plan.reach is None:
         return plan.mask
-    mask: Tensor | None = _MASKS.get(plan.reach)
-    if mask is None:
-        mask = _MASKS[plan.reach] = plan.dense(shape)
-    return mask
+    kept = _DENSE.of(plan.reach)
+    if kept.mask is None:
+        kept.mask = plan.dense(shape)
+    return kept.mask
 
 
 def backward(
@@ -133,7 +137,7 @@ def _small_backward(
     if need_x and mask is None:
         grad_x = _products.ab(grad, weight.contiguous())
     elif need_x and mask is not None:
-        kept = _packed.masked(weight)
+        kept = _packed.MASKED.of(weight)
         with kept.lock:
             grad_x = _products.ab(grad, kept.current(weight, mask))
     grad_weight = _products.atb(grad, x) if need_weight else None
