@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastar import _checks
@@ -14,9 +13,13 @@ from fastar.nn._tap_conv2d import TapConv2d, pair
 from fastar.nn.masked_conv2d import MaskedConv2d
 from fastar.nn.vertical_stack_conv2d import VerticalStackConv2d
 from fastar.ops import tap_plan
-from fastar.ops.masked_conv2d import MASK_TYPES, geometry_of, plan_of
+from fastar.ops.masked_conv2d import MASK_TYPES, geometry_of, plan_of, tap_conv2d
 from fastar.ops.tanh_gate import tanh_gate
 from fastar.ops.tap_plan import Geometry, TapPlan
+
+# A 1x1 kernel, at the pixel itself or at the one above it.
+ONE_TAP = TapPlan((0,))
+SAME_ROW, ROW_ABOVE = Geometry((1, 1), (0, 0, 0, 0)), Geometry((1, 1), (0, 0, 1, -1))
 
 VERTICAL_FORMS = ("masked", "cropped", "factored")
 
@@ -150,7 +153,8 @@ class GatedPixelCNNBlock(nn.Module):
 
     def _to_horizontal(self, z: Tensor) -> Tensor:
         """What the horizontal stack takes of the vertical one: of the row above, where that is still to be shifted."""
-        return self.vertical_to_horizontal(F.pad(z[:, :, :-1], (0, 0, 1, 0)) if self.shift else z)  # type: ignore[no-any-return]
+        mix = self.vertical_to_horizontal
+        return tap_conv2d(z, mix.weight, mix.bias, ONE_TAP, ROW_ABOVE if self.shift else SAME_ROW, "none")
 
     def _conditioned(self, z: Tensor, stack: str, cond: Tensor | None, cond_map: Tensor | None) -> Tensor:
         if cond is not None:

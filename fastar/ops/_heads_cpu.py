@@ -13,27 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastar.native import core, why_missing
+from fastar.native import core
 from fastar.ops import _heads_plain, _packed
 from fastar.ops._heads_layout import Layout, bernoulli_layout, colours_first, empty_gradient, gradient_strides, lay_out
+from fastar.ops._native import DTYPES, name
 from fastar.reference.heads import Head
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # What the native code reads of a Bernoulli's x as it is, without a copy.
 _X_DTYPES = (*DTYPES, torch.int64, torch.uint8)
-
-
-def declines(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this implementation cannot be used, or None."""
-    if device.type != "cpu":
-        return f"runs on cpu tensors, not {device.type}"
-    if dtype not in DTYPES:
-        return f"no {str(dtype).removeprefix('torch.')} (float32, bfloat16, float16)"
-    return why_missing()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _prepared(x: Tensor, params: Tensor, head: Head) -> Tensor:
@@ -57,10 +44,10 @@ def _described(
     """
     native = core().Heads(
         kind=head.kind,
-        dtype=_name(dtype),
+        dtype=name(dtype),
         sizes=layout.sizes,
         strides=layout.strides,
-        x_dtype=_name(x_dtype),
+        x_dtype=name(x_dtype),
         components=head.components(layout.sizes[1], channels),
         channels=channels,
     )

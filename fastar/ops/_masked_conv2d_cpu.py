@@ -17,32 +17,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastar.native import core, why_missing
+from fastar.native import core
 from fastar.ops import _masked_conv2d_cropped, _packed, _tanh_gate_cpu, tap_plan
+from fastar.ops._native import name
 from fastar.ops.tap_plan import Geometry, Look, TapPlan
 from fastar.reference import activation as activations
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def declines(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this implementation cannot be used, or None."""
-    if device.type != "cpu":
-        return f"runs on cpu tensors, not {device.type}"
-    if dtype not in DTYPES:
-        return f"no {str(dtype).removeprefix('torch.')} (float32, bfloat16, float16)"
-    return why_missing()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _padded(source: Tensor, corner: Sequence[int], size: Sequence[int], memory_format: torch.memory_format) -> Tensor:
     """float32 [batch, channels, *size] with the source's corner at `corner`, cropped or filled with zeros."""
     out = torch.empty(*source.shape[:2], *size, memory_format=memory_format)
     core().pad(
-        _name(source.dtype), source.data_ptr(), source.stride(), source.shape, corner, out.data_ptr(), out.stride(),
+        name(source.dtype), source.data_ptr(), source.stride(), source.shape, corner, out.data_ptr(), out.stride(),
         size, torch.get_num_threads(),
     )  # fmt: skip
     return out
@@ -142,7 +128,7 @@ def _tap_sum(
     shift = None if bias is None else bias.detach().float().contiguous()
     core().tap_sum(
         padded.data_ptr(), (image, row * step[0], pixel * step[1]), packed.data_ptr(),
-        0 if shift is None else shift.data_ptr(), _name(out.dtype), out.data_ptr(), out.stride(), out.shape, runs,
+        0 if shift is None else shift.data_ptr(), name(out.dtype), out.data_ptr(), out.stride(), out.shape, runs,
         torch.get_num_threads(),
     )  # fmt: skip
 
@@ -252,9 +238,7 @@ def _weight_gradient(source: Tensor, result: Tensor, weight: Tensor, plan: TapPl
     threads = torch.get_num_threads()
     (down, right), (height, width) = geometry.stride, result.shape[2:]
     packed = torch.empty(core().packed_elements(result.shape[0] * height * width, result.shape[1]))
-    core().pack_pixels(
-        _name(result.dtype), result.data_ptr(), result.stride(), result.shape, packed.data_ptr(), threads
-    )
+    core().pack_pixels(name(result.dtype), result.data_ptr(), result.stride(), result.shape, packed.data_ptr(), threads)
     looks = tap_plan.looks(plan.taps, weight.shape[2:], geometry.corner)
     for remainder in range(right):
         # Of these columns of the source, neighbouring positions see neighbours.
@@ -273,7 +257,7 @@ def _weight_gradient(source: Tensor, result: Tensor, weight: Tensor, plan: TapPl
             strides = (out.stride(1), out.stride(0), out.stride(2), out.stride(3) * right)
             core().tap_sum(
                 padded.data_ptr() + start * padded.element_size(), (plane, row, 1), packed.data_ptr(), 0,
-                _name(out.dtype), out.data_ptr() + corner * out.element_size(), strides, shape, runs, threads,
+                name(out.dtype), out.data_ptr() + corner * out.element_size(), strides, shape, runs, threads,
             )  # fmt: skip
     if plan.channel_mask is not None:
         out[:, :, plan.masked // weight.shape[3], plan.masked % weight.shape[3]].mul_(plan.channel_mask)

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastar.native import core, why_missing
+from fastar.native import core
 from fastar.ops import _packed, _products
+from fastar.ops._native import address
 from fastar.ops.mask_plan import MaskPlan
 from fastar.reference import activation as activations
 
@@ -25,20 +26,6 @@ BLOCKS = 8
 # Elements of the weight below which the masked weight is multiplied whole. Blocks save at most half of the product, and
 # cost a call of the product and two copies each.
 SMALL = 1 << 17
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def declines(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this implementation cannot be used, or None."""
-    if device.type != "cpu":
-        return f"runs on cpu tensors, not {device.type}"
-    if dtype not in DTYPES:
-        return f"no {str(dtype).removeprefix('torch.')} (float32, bfloat16, float16)"
-    return why_missing()
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -185,8 +172,8 @@ def _weight_gradient(sorted_grad: Tensor, x: Tensor, weight: Tensor, plan: MaskP
     if plan.reach is not None:
         out = _packed.empty(*weight.shape, dtype=weight.dtype)
         core().gather(
-            out.element_size(), sorted_out.data_ptr(), sorted_out.stride(0), _address(plan.row_rank),
-            _address(plan.column_rank), plan.reach.data_ptr(), True, out.data_ptr(), out.stride(0), *out.shape,
+            out.element_size(), sorted_out.data_ptr(), sorted_out.stride(0), address(plan.row_rank),
+            address(plan.column_rank), plan.reach.data_ptr(), True, out.data_ptr(), out.stride(0), *out.shape,
             torch.get_num_threads(),
         )  # fmt: skip
         return out

@@ -12,23 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastar.native import core, why_missing
+from fastar.native import core
 from fastar.ops._nade_model import Model
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def declines(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this implementation cannot be used, or None."""
-    if device.type != "cpu":
-        return f"runs on cpu tensors, not {device.type}"
-    if dtype not in DTYPES:
-        return f"no {str(dtype).removeprefix('torch.')} (float32, bfloat16, float16)"
-    return why_missing()
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
+from fastar.ops._native import address
 
 
 class _Weights:
@@ -47,7 +33,7 @@ class _Weights:
             weight_stride_d=self.weight.stride(1),
             readout=self.readout.data_ptr(),
             hidden_bias=self.hidden_bias.data_ptr(),
-            order=_address(self.order),
+            order=address(self.order),
             activation=model.activation,
         )
 
@@ -66,8 +52,8 @@ def forward(
         wide_bias.data_ptr(),
         wide_x.data_ptr(),
         batch,
-        _address(out),
-        _address(total),
+        address(out),
+        address(total),
         torch.get_num_threads(),
     )
     if not valid:
@@ -90,13 +76,13 @@ def backward(
     gradients = (grad_x, *(wide_x.new_empty(shape) for shape in shapes))
     core().nade_backward(
         weights.native,
-        _address(wide_grad),
+        address(wide_grad),
         *((0, 0, 0) if wide_grad is None else wide_grad.stride()),
-        _address(by_row),
-        _address(logits),
+        address(by_row),
+        address(logits),
         wide_x.data_ptr(),
         x.shape[0],
-        *(_address(one) for one in gradients),
+        *(address(one) for one in gradients),
         torch.get_num_threads(),
     )
     return gradients

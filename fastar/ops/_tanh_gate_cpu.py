@@ -5,19 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastar.native import core, why_missing
+from fastar.native import core
+from fastar.ops._native import address, name
 from fastar.ops.tap_plan import format_of
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def declines(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this implementation cannot be used, or None."""
-    if device.type != "cpu":
-        return f"runs on cpu tensors, not {device.type}"
-    if dtype not in DTYPES:
-        return f"no {str(dtype).removeprefix('torch.')} (float32, bfloat16, float16)"
-    return why_missing()
 
 
 def _run(z: Tensor, grad: Tensor | None, out: Tensor) -> None:
@@ -26,8 +16,8 @@ def _run(z: Tensor, grad: Tensor | None, out: Tensor) -> None:
         return
     length = z.shape[1:].numel() // 2 if z.is_contiguous() else z.shape[1] // 2
     core().tanh_gate(
-        str(z.dtype).removeprefix("torch."), z.numel() // (2 * length), length, z.data_ptr(),
-        0 if grad is None else grad.data_ptr(), out.data_ptr(), torch.get_num_threads(),
+        name(z.dtype), z.numel() // (2 * length), length, z.data_ptr(),
+        address(grad), out.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from fastar.ops import (
     _masked_conv2d_cpu,
     _masked_conv2d_plain,
     _masked_conv2d_triton,
+    _native,
     _triton,
     tap_plan,
 )
@@ -240,9 +241,7 @@ _dispatch.register(
         _dispatch.Implementation(
             "triton", _triton.why_not, _masked_conv2d_triton.forward, _masked_conv2d_triton.backward
         ),
-        _dispatch.Implementation(
-            "cpu", _masked_conv2d_cpu.declines, _masked_conv2d_cpu.forward, _masked_conv2d_cpu.backward
-        ),
+        _dispatch.Implementation("cpu", _native.declines, _masked_conv2d_cpu.forward, _masked_conv2d_cpu.backward),
         _dispatch.Implementation("reference", _never, _masked_conv2d_plain.forward, _masked_conv2d_plain.backward),
     ],
 )

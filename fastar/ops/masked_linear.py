@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _autocast, _library, _masked_linear_cpu, _masked_linear_dense, _triton, mask_plan
+from fastar.ops import _autocast, _library, _masked_linear_cpu, _masked_linear_dense, _native, _triton, mask_plan
 from fastar.ops.mask_plan import MaskPlan
 from fastar.reference import activation as activations
 
@@ -168,9 +168,7 @@ _dispatch.register(
     "masked_linear",
     [
         _dispatch.Implementation("triton", _triton.why_not, _triton_forward, _triton_backward),
-        _dispatch.Implementation(
-            "cpu", _masked_linear_cpu.declines, _masked_linear_cpu.forward, _masked_linear_cpu.backward
-        ),
+        _dispatch.Implementation("cpu", _native.declines, _masked_linear_cpu.forward, _masked_linear_cpu.backward),
         _dispatch.Implementation("reference", _never, _masked_linear_dense.forward, _masked_linear_dense.backward),
     ],
 )

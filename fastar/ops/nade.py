@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _autocast, _library, _nade_cpu, _nade_dense, _triton
+from fastar.ops import _autocast, _library, _nade_cpu, _nade_dense, _native, _triton
 from fastar.ops._nade_model import Model
 
 ACTIVATIONS = ("sigmoid", "relu", "tanh")
@@ -150,7 +150,7 @@ _dispatch.register(
     "nade",
     [
         _dispatch.Implementation("triton", _triton.why_not, _triton_forward, _triton_backward),
-        _dispatch.Implementation("cpu", _nade_cpu.declines, _nade_cpu.forward, _nade_cpu.backward),
+        _dispatch.Implementation("cpu", _native.declines, _nade_cpu.forward, _nade_cpu.backward),
         _dispatch.Implementation("reference", _never, _nade_dense.forward, _nade_dense.backward),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _library, _tanh_gate_cpu
+from fastar.ops import _library, _native, _tanh_gate_cpu
 from fastar.ops.tap_plan import format_of
 from fastar.reference import activation as activations
 from fastar.reference.tanh_gate import tanh_gate as reference
@@ -45,7 +45,7 @@ def _plain_backward(grad: Tensor, z: Tensor) -> Tensor:
 _dispatch.register(
     "tanh_gate",
     [
-        _dispatch.Implementation("cpu", _tanh_gate_cpu.declines, _tanh_gate_cpu.forward, _tanh_gate_cpu.backward),
+        _dispatch.Implementation("cpu", _native.declines, _tanh_gate_cpu.forward, _tanh_gate_cpu.backward),
         _dispatch.Implementation("reference", _never, _plain_forward, _plain_backward),
     ],
 )
