@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,12 +25,17 @@ using cpu::Plan;
 using cpu::Run;
 
 std::shared_ptr<Plan> make_plan(const py::object& program, const py::dict& weights, const std::string& precision,
-                                int threads, std::int64_t rows, const std::string& sharing) {
+                                int threads, std::int64_t rows, const std::string& sharing,
+                                std::optional<double> ns_to_hear) {
     const std::map<std::string, cpu::Precision> precisions{{"float32", cpu::Precision::kFloat32},
                                                            {"bfloat16", cpu::Precision::kBfloat16},
                                                            {"int8", cpu::Precision::kInt8}};
     cpu::Program read = read_program(program, weights);
-    cpu::PlanOptions options{.precision = precisions.at(precision), .threads = threads, .rows = rows, .sharing = {}};
+    cpu::PlanOptions options{.precision = precisions.at(precision),
+                             .threads = threads,
+                             .rows = rows,
+                             .sharing = {},
+                             .ns_to_hear = ns_to_hear};
     if (sharing != "auto") options.sharing = sharing == "rows" ? cpu::Sharing::kRows : cpu::Sharing::kSteps;
     const py::gil_scoped_release release;
     return std::make_shared<Plan>(std::move(read), options);
@@ -131,11 +137,12 @@ py::object failure(const Run& run) {
 void bind_executor(py::module_& module) {
     py::class_<Plan, std::shared_ptr<Plan>>(module, "Plan", "A step program, packed for the cpu executor.")
         .def(py::init(&make_plan), py::arg("program"), py::arg("weights"), py::arg("precision"), py::arg("threads"),
-             py::arg("rows"), py::arg("sharing"))
+             py::arg("rows"), py::arg("sharing"), py::arg("ns_to_hear") = py::none())
         .def_readonly("threads", &Plan::threads)
         .def_property_readonly("sharing",
                                [](const Plan& p) { return p.sharing == cpu::Sharing::kRows ? "rows" : "steps"; })
         .def_property_readonly("predicted_ns", &Plan::predicted_ns)
+        .def_readonly("ns_to_hear", &Plan::ns_to_hear)
         .def_property_readonly("tasks", &tasks)
         .def("sample", &sample, py::arg("rows"), py::arg("length"), py::arg("seed"), py::arg("first_row"),
              py::arg("integers"), py::arg("layout"), py::arg("out"))

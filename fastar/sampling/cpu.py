@@ -67,7 +67,8 @@ class Cpu:
     `precision` is how matrices are kept: float32, bfloat16 (inputs are rounded alike, sums are float32), or int8 with a
     scale per output (inputs are quantised per row). Buffers are float32 throughout. `rows` is the batch that the work
     is shared out for; a run may have any other. `sharing` is how: each thread alone with its own rows, all threads
-    together at the steps of all rows, or whichever a cost model prefers.
+    together at the steps of all rows, or whichever a cost model prefers; `ns_to_hear`, until one thread sees what
+    another has written, is measured for it unless given.
     """
 
     name = "cpu"
@@ -80,6 +81,7 @@ class Cpu:
         threads: int | None = None,
         rows: int = 1,
         sharing: str = "auto",
+        ns_to_hear: float | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -94,6 +96,7 @@ class Cpu:
         self.threads = threads or len(os.sched_getaffinity(0))
         self.rows = rows
         self.sharing = sharing
+        self.ns_to_hear = ns_to_hear
         self.last: Spent | None = None
         self.repack(program.weights)
 
@@ -106,7 +109,8 @@ class Cpu:
         }
         records = {name: (t.data_ptr(), tuple(t.shape), t.dtype == torch.int32) for name, t in held.items()}
         # The plan copies what it needs, so nothing holds these weights any longer than this call.
-        self.plan = native.core().Plan(self.program, records, self.precision, self.threads, self.rows, self.sharing)
+        how = (self.precision, self.threads, self.rows, self.sharing, self.ns_to_hear)
+        self.plan = native.core().Plan(self.program, records, *how)
         layout = self.program.layout
         self._layout = None if layout is None else self.program.weights[layout].to("cpu", torch.int32).contiguous()
 
@@ -117,6 +121,7 @@ class Cpu:
         return (
             f"{self.precision} weights ({plan.weight_bytes / 1e6:.1f} MB packed), {level}, {plan.threads} of"
             f" {self.threads} threads for {self.rows} rows: {how}"
+            + (f", one hears of another in {plan.ns_to_hear:.0f} ns" if plan.ns_to_hear else "")
         )
 
     def times(self) -> str:

@@ -189,6 +189,7 @@ class Reader {
         i.heads = number();
         i.kv_heads = number();
         i.window = maybe_number();
+        for (std::int64_t* one : {&i.local.rows, &i.local.columns, &i.local.width}) *one = number();
         for (double* one : {&i.scale, &i.shift, &i.first, &i.eps}) *one = decimal();
         i.function = static_cast<Function>(number());
         i.gate = static_cast<GateFunction>(number());

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "common/seen.h"
+
 namespace fastar::cpu {
 
 enum class Function : std::int32_t { kNone, kRelu, kElu, kGelu, kGeluTanh, kTanh, kSigmoid, kSilu, kExp, kSoftplus };
@@ -16,6 +18,12 @@ enum class CellKind : std::int32_t { kTanh, kLstm, kGru };
 enum class Storage : std::int32_t { kTiles, kTilesBfloat16, kTilesInt8, kRows };
 
 constexpr std::int64_t kTileOutputs = 64;
+
+// Matrices that fill no tile are one of their own width, shared out by registers of it.
+constexpr std::int64_t kSlimUnit = 16;
+constexpr bool is_slim(std::int64_t outputs) {
+    return outputs < kTileOutputs;
+}
 // Inputs are padded to this in every storage, so that bfloat16 pairs and int8 fours are whole.
 constexpr std::int64_t kInputBlock = 16;
 
@@ -66,11 +74,10 @@ struct AttentionArguments {
     std::int64_t value_stride;
     std::int64_t key_width;
     std::int64_t value_width;
-    std::int64_t first_slot;
-    std::int64_t count;
-    std::int64_t slots;  // slot first_slot + j lies at its remainder
+    Seen<std::int64_t> seen;
+    std::int64_t slots;  // a position lies at its remainder
     float scale;
-    float* scores;  // count floats
+    float* scores;  // seen.count floats
     float* out;
 };
 
