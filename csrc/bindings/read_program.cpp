@@ -24,10 +24,10 @@ T named(const std::map<std::string, T>& names, const std::string& what, const st
 }
 
 const std::map<std::string, Function> kFunctions{
-    {"none", Function::kNone},        {"relu", Function::kRelu},          {"elu", Function::kElu},
-    {"gelu", Function::kGelu},        {"gelu_tanh", Function::kGeluTanh}, {"tanh", Function::kTanh},
-    {"sigmoid", Function::kSigmoid},  {"silu", Function::kSilu},          {"exp", Function::kExp},
-    {"softplus", Function::kSoftplus}};
+    {"none", Function::kNone},       {"relu", Function::kRelu},          {"elu", Function::kElu},
+    {"gelu", Function::kGelu},       {"gelu_tanh", Function::kGeluTanh}, {"tanh", Function::kTanh},
+    {"sigmoid", Function::kSigmoid}, {"silu", Function::kSilu},          {"exp", Function::kExp},
+    {"log", Function::kLog},         {"softplus", Function::kSoftplus}};
 const std::map<std::string, GateFunction> kGates{
     {"tanh", GateFunction::kTanh}, {"linear", GateFunction::kLinear}, {"silu", GateFunction::kSilu}};
 const std::map<std::string, Elementwise> kElementwise{{"clamp", Elementwise::kClamp},

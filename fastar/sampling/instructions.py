@@ -10,7 +10,7 @@ from fastar.sampling import codec
 from fastar.sampling.index import Index, Ref
 
 ACTIVATIONS = ("none", "relu", "elu", "gelu", "gelu_tanh", "tanh", "sigmoid", "silu")
-UNARY = (*ACTIVATIONS, "exp", "softplus", "clamp", "concat_elu")
+UNARY = (*ACTIVATIONS, "exp", "log", "softplus", "clamp", "concat_elu")
 BINARY = ("add", "mul")
 GATES = ("tanh", "linear", "silu")
 NORMS = ("layer", "rms")

@@ -127,7 +127,11 @@ def test_pointwise_and_norms(twin: Any, plan: str) -> None:
         y = trial.state(width * (2 if function == "concat_elu" else 1)).at()
         binary = function in ("add", "mul")
         alpha, beta = (-1.0, 1.5) if function == "clamp" else (0.75, 0.25)
-        steps.append(Elementwise(y, function, a, b if binary else None, alpha, 0.0 if binary else beta))
+        source = a
+        if function == "log":
+            source = trial.state(width).at()
+            steps.append(Elementwise(source, "exp", a))
+        steps.append(Elementwise(y, function, source, b if binary else None, alpha, 0.0 if binary else beta))
     for kind in ("layer", "rms"):
         scale, shift = (trial.weight(width), trial.weight(width)) if kind == "layer" else (None, None)
         steps.append(Norm(trial.state(width).at(), a, kind, scale, shift, eps=1e-3))

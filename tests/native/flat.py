@@ -17,7 +17,7 @@ OPS = (
     *("loop", "when", "end", "linear", "tapped_linear", "span_linear", "gather", "accumulate", "readout", "gate"),
     *("elementwise", "norm", "attention", "cell", "draw", "store", "emit"),
 )
-FUNCTIONS = ["none", "relu", "elu", "gelu", "gelu_tanh", "tanh", "sigmoid", "silu", "exp", "softplus"]
+FUNCTIONS = ["none", "relu", "elu", "gelu", "gelu_tanh", "tanh", "sigmoid", "silu", "exp", "log", "softplus"]
 GATES = ["tanh", "linear", "silu"]
 NORMS = ["layer", "rms"]
 CELLS = ["tanh", "lstm", "gru"]

@@ -8,7 +8,19 @@
 
 namespace fastar::cpu {
 
-enum class Function : std::int32_t { kNone, kRelu, kElu, kGelu, kGeluTanh, kTanh, kSigmoid, kSilu, kExp, kSoftplus };
+enum class Function : std::int32_t {
+    kNone,
+    kRelu,
+    kElu,
+    kGelu,
+    kGeluTanh,
+    kTanh,
+    kSigmoid,
+    kSilu,
+    kExp,
+    kLog,
+    kSoftplus
+};
 enum class GateFunction : std::int32_t { kTanh, kLinear, kSilu };
 enum class NormKind : std::int32_t { kLayer, kRms };
 enum class CellKind : std::int32_t { kTanh, kLstm, kGru };

@@ -100,6 +100,10 @@ inline Lanes add_to_exponent(Lanes a, Lanes shifted) {
     const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
     return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), n))};
 }
+// floor(log2 a) for normal a above 0.
+inline Lanes exponent_of(Lanes a) {
+    return {_mm512_getexp_ps(a.v)};
+}
 inline Lanes square_root(Lanes a) {
     return {_mm512_sqrt_ps(a.v)};
 }
@@ -207,6 +211,13 @@ inline __m256 exponent_sum(__m256 a, __m256 shifted) {
 }
 inline Lanes add_to_exponent(Lanes a, Lanes shifted) {
     return {exponent_sum(a.lo, shifted.lo), exponent_sum(a.hi, shifted.hi)};
+}
+inline __m256 exponent_bits(__m256 a) {
+    const __m256i exponent = _mm256_srli_epi32(_mm256_castps_si256(a), 23);
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(exponent, _mm256_set1_epi32(127)));
+}
+inline Lanes exponent_of(Lanes a) {
+    return {exponent_bits(a.lo), exponent_bits(a.hi)};
 }
 inline Lanes square_root(Lanes a) {
     return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)};
@@ -322,6 +333,12 @@ inline Lanes add_to_exponent(Lanes a, Lanes shifted) {
     std::memcpy(n, shifted.v, sizeof n);
     for (int i = 0; i < kLanes; ++i) bits[i] += n[i] << 23;
     std::memcpy(a.v, bits, sizeof bits);
+    return a;
+}
+inline Lanes exponent_of(Lanes a) {
+    std::uint32_t bits[kLanes];
+    std::memcpy(bits, a.v, sizeof bits);
+    for (int i = 0; i < kLanes; ++i) a.v[i] = static_cast<float>(static_cast<std::int32_t>(bits[i] >> 23) - 127);
     return a;
 }
 inline Lanes square_root(Lanes a) {
