@@ -42,11 +42,11 @@ def _wavenet(residual: int, skip: int, layers: int) -> Callable[[], Program]:
 
 
 def _pixelcnn() -> Program:
-    return pixelcnn.program(pixelcnn.parameters(128, 8, 256), 32, 32)
+    return pixelcnn.make_model(32, 32, 128, 8, 256).lower()
 
 
 def _gpt2() -> Program:
-    return transformer.program(transformer.parameters(transformer.GPT2), transformer.GPT2)
+    return transformer.make_model(transformer.GPT2).lower()
 
 
 _PIXELS = 32 * 32 * pixelcnn.COLOURS

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from fastar import models
 from fastar.models import Model
+from fastar.models._images import ImageModel
+from fastar.models.orderless import Orderless
 from fastar.sampling import SampleResult
 
 
@@ -88,6 +90,11 @@ def assert_sums_to_one(model: Model, shape: Sequence[int], cond: Any = None) -> 
     return log_p
 
 
+def images(model: ImageModel, n: int = 5) -> Tensor:
+    """n random images of the model's shape and levels."""
+    return torch.randint(0, model.distribution.levels or 2, (n, *model.shape))
+
+
 def index_of(values: Tensor, levels: int) -> Tensor:
     """The row of each of `values` in `every_x`."""
     flat = values.flatten(1)
@@ -128,6 +135,20 @@ def assert_samples_follow(model: Model, shape: Sequence[int], n: int = 4000, see
     assert_sampler_agrees(model, seed=seed, **options)
 
 
+def assert_density(model: Model, n: int = 8000, seed: int = 3, **options: Any) -> None:
+    """The density of two numbers integrates to one, and samples fill the plane's cells as it says."""
+    reach, fine, coarse = 12.0, 480, 24
+    axis = (torch.arange(fine) + 0.5) * (2 * reach / fine) - reach
+    with torch.no_grad():
+        p = model.log_prob(torch.cartesian_prod(axis, axis)).double().exp() * (2 * reach / fine) ** 2
+    assert math.isclose(float(p.sum()), 1, abs_tol=2e-3), f"integral {float(p.sum())}"
+    cells = p.view(coarse, fine // coarse, coarse, fine // coarse).sum((1, 3)).flatten()
+    values = model.sample(n, seed=seed, **options)
+    assert isinstance(values, Tensor)
+    cell = ((values + reach) * (coarse / (2 * reach))).long().clamp(0, coarse - 1)
+    assert_frequencies(cell[:, 0] * coarse + cell[:, 1], cells / cells.sum())
+
+
 def assert_sampler_agrees(model: Model, n: int = 64, tolerance: float = 2e-5, **options: Any) -> SampleResult:
     """log p of drawn samples equals what the sampler summed up; the same seed gives the same samples in parts."""
     result = model.sample(n, return_info=True, **options)
@@ -141,7 +162,10 @@ def assert_sampler_agrees(model: Model, n: int = 64, tolerance: float = 2e-5, **
 
 
 def assert_prefix_is_conditioned(model: Model, shape: Sequence[int], place: Tensor, known: int, n: int = 4000) -> None:
-    """With the first `known` positions given, the rest follows the exact conditional law."""
+    """With the first `known` positions given, the rest follows the exact conditional law.
+
+    With the last one given, which most models can only clamp, it does by its importance weights.
+    """
     levels = model.distribution.levels
     assert levels is not None
     x = every_x(shape, levels)
@@ -154,6 +178,31 @@ def assert_prefix_is_conditioned(model: Model, shape: Sequence[int], place: Tens
         p = torch.where(agrees, model.log_prob(x).double().exp(), 0.0)
     assert_frequencies(index_of(result.values, levels), p / p.sum())
     torch.testing.assert_close(result.log_weight, p.sum().log().expand(n), rtol=1e-4, atol=1e-4)
+    if not isinstance(model, Orderless):
+        _assert_clamping_is_corrected(model, x, place, n)
+
+
+def _assert_clamping_is_corrected(model: Model, x: Tensor, place: Tensor, n: int) -> None:
+    levels = model.distribution.levels
+    assert levels is not None
+    with torch.no_grad():
+        p = model.log_prob(x).double().exp()
+    likely, last = x[int(p.argmax())], place == place.max()
+    given = torch.where(last, likely, -1).expand(n, *likely.shape).clone()
+    result = model.sample(n, seed=4, given=given, return_info=True)
+    assert isinstance(result, SampleResult)
+    # Clamped rows are drawn by the law of the rest, and weigh what the clamped numbers then are worth.
+    rest = index_of(torch.where(last, 0, x), levels)
+    drawn = torch.zeros_like(p).index_add(0, rest, p)[rest]
+    joint = torch.where(((x == likely) | ~last).flatten(1).all(1), p, 0.0)
+    worth, p = joint / drawn, joint / joint.sum()
+    weight = result.log_weight.exp()
+    found = torch.zeros_like(p).index_add(0, index_of(result.values, levels), weight) / weight.sum()
+    squares = joint * worth
+    deviation = ((squares * (1 - 2 * p) + squares.sum() * p**2) / n).sqrt() / joint.sum()
+    # What is drawn a few times only is no bell curve; eight more or fewer of it are let pass.
+    off = (found - p).abs() - 5 * deviation - 8 * worth / (n * joint.sum())
+    assert bool((off < 1e-6).all()), f"clamped samples are off their law by {float(off.max()):.4f} more than chance"
 
 
 def assert_round_trips(model: Model, x: Tensor, folder: Path, cond: Any = None) -> None:
@@ -175,6 +224,22 @@ def assert_round_trips(model: Model, x: Tensor, folder: Path, cond: Any = None) 
             assert torch.equal(loaded.log_prob(data, cond), model.log_prob(data, cond))
     assert len(list(folder.iterdir())) == 2
     model.float()
+
+
+def assert_image_model(model: ImageModel, folder: Path) -> None:
+    """What a model that draws colour by colour has to be, apart from what it sees."""
+    assert_samples_follow(model, model.shape)
+    assert_prefix_is_conditioned(model, model.shape, raster(model.shape), 3)
+    assert_round_trips(model, images(model), folder)
+
+
+def assert_class_and_map(by_class: ImageModel, by_both: ImageModel) -> None:
+    """Two conditioned models: on one of three classes, and on a class and a map of two channels."""
+    assert_samples_follow(by_class, by_class.shape, cond=torch.tensor([1]))
+    pair = torch.tensor([0, 1, 2, 0, 1, 2]), torch.randn(6, 2, *by_both.shape[1:])
+    assert_sampler_agrees(by_both, 6, seed=1, cond=pair)
+    with pytest.raises(ValueError, match=r"cond: expected classes 0..2, got 0 to 3"):
+        by_class.sample(2, cond=torch.tensor([0, 3]))
 
 
 def assert_refuses_bad_data(model: Model, x: Tensor) -> None:

@@ -28,8 +28,7 @@ void bind_cuda_library(py::module_& module) {
         .def_readonly("max_cluster", &Card::max_cluster)
         .def_readonly("l2_bytes", &Card::l2_bytes)
         .def_readonly("memory_bytes", &Card::memory_bytes)
-        .def_readonly("kernel_registers", &Card::kernel_registers)
-        .def_readonly("kernel_local_bytes", &Card::kernel_local_bytes);
+        .def_readonly("kernel_registers", &Card::kernel_registers);
     module.def(
         "cuda_driver_version", [](const std::string& driver) { return cuda::OpenDriver(driver).version; },
         py::arg("driver"), unlocked);

@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <array>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -23,10 +24,10 @@ T named(const std::map<std::string, T>& names, const std::string& what, const st
 }
 
 const std::map<std::string, Function> kFunctions{
-    {"none", Function::kNone},        {"relu", Function::kRelu},          {"elu", Function::kElu},
-    {"gelu", Function::kGelu},        {"gelu_tanh", Function::kGeluTanh}, {"tanh", Function::kTanh},
-    {"sigmoid", Function::kSigmoid},  {"silu", Function::kSilu},          {"exp", Function::kExp},
-    {"softplus", Function::kSoftplus}};
+    {"none", Function::kNone},       {"relu", Function::kRelu},          {"elu", Function::kElu},
+    {"gelu", Function::kGelu},       {"gelu_tanh", Function::kGeluTanh}, {"tanh", Function::kTanh},
+    {"sigmoid", Function::kSigmoid}, {"silu", Function::kSilu},          {"exp", Function::kExp},
+    {"log", Function::kLog},         {"softplus", Function::kSoftplus}};
 const std::map<std::string, GateFunction> kGates{
     {"tanh", GateFunction::kTanh}, {"linear", GateFunction::kLinear}, {"silu", GateFunction::kSilu}};
 const std::map<std::string, Elementwise> kElementwise{{"clamp", Elementwise::kClamp},
@@ -217,6 +218,10 @@ class Reader {
             i.heads = from.attr("heads").cast<std::int64_t>();
             i.kv_heads = from.attr("kv_heads").cast<std::int64_t>();
             i.window = number(from.attr("window"));
+            if (const py::object local = from.attr("local"); !local.is_none()) {
+                const auto sizes = local.cast<std::array<std::int64_t, 3>>();
+                i.local = {sizes[0], sizes[1], sizes[2]};
+            }
         }
         return i;
     }

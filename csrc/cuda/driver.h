@@ -31,7 +31,7 @@ enum DeviceAttribute : int {
     kClusterLaunch = 120,
 };
 
-enum KernelAttribute : int { kLocalBytes = 3, kRegisters = 4, kMostDynamicShared = 8, kLargeClusters = 14 };
+enum KernelAttribute : int { kRegisters = 4, kMostDynamicShared = 8, kLargeClusters = 14 };
 
 enum LaunchAttributeName : int { kCooperative = 2, kClusterSize = 4 };
 

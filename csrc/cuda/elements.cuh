@@ -36,6 +36,8 @@ FASTAR_DEVICE_CALL float apply(Function function, float z) {
             return z * sigmoid(z);
         case Function::kExp:
             return expf(z);
+        case Function::kLog:
+            return logf(z);
         case Function::kSoftplus:
             return fmaxf(z, 0.0f) + log1pf(expf(-fabsf(z)));
         default:

@@ -148,7 +148,6 @@ Card Library::describe(int number) {
         require("clusters", driver_.cuOccupancyMaxPotentialClusterSize(&card.max_cluster, run_, &whole.config));
     }
     require("kernel", driver_.cuKernelGetAttribute(&card.kernel_registers, driver::kRegisters, run_, at.device));
-    require("kernel", driver_.cuKernelGetAttribute(&card.kernel_local_bytes, driver::kLocalBytes, run_, at.device));
     return card;
 }
 

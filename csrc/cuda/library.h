@@ -25,8 +25,7 @@ struct Card {
     int max_cluster;                // blocks, non-portable sizes included; 1 on cards without clusters
     int l2_bytes;
     std::int64_t memory_bytes;
-    int kernel_registers;    // of a thread of the sampling kernel
-    int kernel_local_bytes;  // what its registers did not hold
+    int kernel_registers;  // of a thread of the sampling kernel
 };
 
 struct CloseLibrary {

@@ -32,6 +32,9 @@ SIZES: dict[str, dict[str, Any]] = {
     "Transformer": {"width": 128, "layers": 4, "heads": 4, "bos": 0},
 }
 
+# What a model calls the number of its classes.
+_CLASSES = ("cond_dim", "global_cond", "classes")
+
 
 def config(cls: type[Model], data: DataSet, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of the model's constructor: the data's, then its usual sizes, then `settings`, the last one winning."""
@@ -45,19 +48,34 @@ def config(cls: type[Model], data: DataSet, settings: Mapping[str, Any]) -> dict
         "context": math.prod(shape),
     }
     if len(shape) == 3:
-        implied["size"] = shape[1:]
+        implied |= {"size": shape[1:], "image": shape[1:] if shape[0] == 1 else None}
     if data.levels is None:
         implied["head"] = {"kind": "gaussian", "components": 10}
     else:
         implied["head"] = {"kind": "bernoulli"} if data.levels == 2 else {"kind": "categorical", "levels": data.levels}
     known = inspect.signature(cls).parameters
     found = {name: value for name, value in implied.items() if name in known and name not in settings}
-    missing = [name for name, value in found.items() if value is None]
+    missing = [name for name, value in found.items() if value is None and name != "image"]
     if missing:
         raise ValueError(f"data: {cls.__name__} takes integer levels, and {data.name} holds real numbers")
     if "size" in known and len(shape) == 3 and shape[0] != 1:
         raise ValueError(f"data: {cls.__name__} takes grey images, and those of {data.name} have {shape[0]} channels")
-    return {**found, **SIZES.get(cls.__name__, {}), **settings}
+    usual = dict(SIZES.get(cls.__name__, {}))
+    if data.classes is not None:
+        found |= classes(cls, data)
+        # A class stands in its place.
+        usual.pop("bos", None)
+    return {**found, **usual, **settings}
+
+
+def classes(cls: type[Model], data: DataSet) -> dict[str, Any]:
+    """The argument by which the model is conditioned on the data's classes, where they are known."""
+    if data.classes is None:
+        return {}
+    name = next((one for one in _CLASSES if one in inspect.signature(cls).parameters), None)
+    if name is None:
+        raise ValueError(f"--labels: {cls.__name__} is conditioned on nothing")
+    return {name: data.classes}
 
 
 def examples(model: Model, x: Tensor) -> Tensor:

@@ -63,7 +63,8 @@ class Trainer:
     def __init__(self, model: Model, data: DataSet, plan: Plan, folder: Path) -> None:
         self.model, self.data, self.plan, self.folder = model, data, plan, folder
         self.x, self.test = (_fitting.examples(model, part) for part in (data.train, data.test[:_EVALUATED]))
-        model.check(self.x[:1])
+        self.labels, self.test_labels = data.train_labels, data.test_labels
+        model.check(self.x[:1], None if self.labels is None else self.labels[:1])
         self.divisor, self.unit = _fitting.per_dim(model, self.x)
         self.optimizer = torch.optim.AdamW(model.parameters(), plan.learning_rate, weight_decay=plan.weight_decay)
         self.progress = Progress()
@@ -82,11 +83,13 @@ class Trainer:
         """Train to the end, or for so long; whether it is the end. The folder is up to date in either case."""
         stop = time.monotonic() + seconds
         order = self._order()
+        if self.progress.step == 0:
+            self.model.initialise(*self._examples(self.x, self.labels, order[: self.plan.batch]))
         while self.progress.step < self.steps and time.monotonic() < stop and not self.asked_to_stop:
             batch = self.progress.step % self.steps_per_epoch
             if batch == 0:
                 order = self._order()
-            self._step(self.x[order[batch * self.plan.batch : (batch + 1) * self.plan.batch]])
+            self._step(order[batch * self.plan.batch : (batch + 1) * self.plan.batch])
             if batch + 1 == self.steps_per_epoch:
                 self._finish_epoch()
             if time.monotonic() - self.saved > EVERY:
@@ -100,22 +103,26 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + epoch)
         return torch.randperm(len(self.x), generator=generator)
 
-    def _step(self, x: Tensor) -> None:
+    def _examples(self, x: Tensor, labels: Tensor | None, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        device = self.model.device
+        return x[rows].to(device), None if labels is None else labels[rows].to(device)
+
+    def _step(self, rows: Tensor) -> None:
         done = self.progress.step / self.steps
         for group in self.optimizer.param_groups:
             warm = min(1.0, (done + 1 / self.steps) / _WARM_UP)
             group["lr"] = self.plan.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * done))
         self.model.train()
         self.optimizer.zero_grad()
-        loss = self.model.loss(x.to(self.model.device))
+        loss = self.model.loss(*self._examples(self.x, self.labels, rows))
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), LONGEST_GRADIENT)
         self.optimizer.step()
         nats = float(loss.detach())
         if not math.isfinite(nats):
             raise RuntimeError(f"the loss became {nats} in step {self.progress.step}; try a smaller --lr")
-        self.progress.nats += nats * len(x)
-        self.progress.seen += len(x)
+        self.progress.nats += nats * len(rows)
+        self.progress.seen += len(rows)
         self.progress.step += 1
 
     def _finish_epoch(self) -> None:
@@ -132,7 +139,8 @@ class Trainer:
     def evaluate(self) -> float:
         """Held-out -log p, in the unit of the screen."""
         self.model.eval()
-        parts = [self.model.log_prob(part.to(self.model.device)).sum() for part in self.test.split(self.plan.batch)]
+        batches = torch.arange(len(self.test)).split(self.plan.batch)
+        parts = [self.model.log_prob(*self._examples(self.test, self.test_labels, rows)).sum() for rows in batches]
         return -float(torch.stack(parts).sum()) / len(self.test) / self.divisor
 
     def save(self) -> None:
@@ -198,5 +206,5 @@ def start(
     torch.manual_seed(plan.seed)
     where = _fitting.device_of(device)
     if preset is not None:
-        return cls.preset(preset, device=where, **settings)
+        return cls.preset(preset, device=where, **{**_fitting.classes(cls, data), **settings})
     return cls.from_config(_fitting.config(cls, data, settings), device=where)

@@ -230,7 +230,7 @@ def _cuda_library(report: Report) -> Report:
     for index, device in enumerate(devices):
         card = tuple(int(part) for part in device["capability"].split("."))
         described = cuda.library(card).describe(index)
-        told = (*GPU_PROPERTIES, "max_cluster", "kernel_registers", "kernel_local_bytes")
+        told = (*GPU_PROPERTIES, "max_cluster", "kernel_registers")
         device.update({name: getattr(described, name) for name in told})
     return section
 

@@ -28,6 +28,7 @@ def sample(
     out: Annotated[Path | None, typer.Option(help="A .png, .wav, .txt or .csv file.")] = None,
     n: Annotated[int, typer.Option(help="How many samples.")] = 64,
     length: Annotated[int | None, typer.Option(help="Symbols of each, where the model has no length.")] = None,
+    label: Annotated[int | None, typer.Option(help="The class of all samples; by default each class in turn.")] = None,
     temperature: Annotated[float, typer.Option(help="Below 1: likelier samples.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Only the k likeliest levels.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Only the likeliest levels that together have p.")] = None,
@@ -48,11 +49,16 @@ def sample(
             options["length"] = length or math.prod(about["shape"])
         elif length is not None:
             raise ValueError(f"--length: {type(model).__name__} has {math.prod(about['shape'])} positions of its own")
+        if about.get("classes") is not None:
+            options["cond"] = _labels(label, about["classes"], n)
+        elif label is not None:
+            raise ValueError(f"--label: this {type(model).__name__} was not trained on labels")
         began = time.perf_counter()
         values = model.sample(n, seed=seed, backend=backend, **options)
         seconds = time.perf_counter() - began
         assert isinstance(values, Tensor)
-        write(target, values, about)
+        # Classes in turn are a column each.
+        write(target, values, about, None if label is not None else about.get("classes"))
     except (ValueError, TypeError, OSError) as error:
         print(f"fastar sample: {error}", file=sys.stderr)
         raise typer.Exit(1 if isinstance(error, OSError) else 2) from error
@@ -63,13 +69,21 @@ def sample(
     console.print(f"{n} samples in {seconds:.2f} s, {n / seconds:,.0f} per second; wrote {target}", markup=False)
 
 
-def write(target: Path, values: Tensor, about: Mapping[str, Any]) -> None:
-    """Samples as a file of the kind that its name says."""
+def _labels(label: int | None, classes: int, n: int) -> Tensor:
+    if label is None:
+        return torch.arange(n) % classes
+    if not 0 <= label < classes:
+        raise ValueError(f"--label: expected 0..{classes - 1}, got {label}")
+    return torch.full((n,), label)
+
+
+def write(target: Path, values: Tensor, about: Mapping[str, Any], columns: int | None = None) -> None:
+    """Samples as a file of the kind that its name says; pictures in rows of `columns`, in a square by default."""
     kind = target.suffix.lower()
     if kind == ".png":
         height, width = about["shape"][-2:]
         zoom = max(1, 112 // max(height, width))
-        pictures.write_sheet(target, _unit(values, about), math.ceil(math.sqrt(len(values))), zoom)
+        pictures.write_sheet(target, _unit(values, about), columns or math.ceil(math.sqrt(len(values))), zoom)
     elif kind == ".wav":
         audio.write_wav(target, audio.from_mu_law(values, about["levels"]).flatten(), about["rate"])
     elif kind == ".txt":

@@ -38,6 +38,7 @@ def train(
     seed: Annotated[int, typer.Option(help="The same seed gives the same weights.")] = 0,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A model's argument, as hidden=[256,256].")] = None,
     preset: Annotated[str | None, typer.Option(help="A published configuration of the model.")] = None,
+    labels: Annotated[bool, typer.Option("--labels", help="Condition on the examples' classes.")] = False,
     length: Annotated[int | None, typer.Option(help="Symbols or samples of a piece of text or sound.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after this long; the same command carries on.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
@@ -50,7 +51,7 @@ def train(
         torch.set_num_threads(threads)
     try:
         _check(epochs, batch, lr, weight_decay, seed)
-        found = sets.find(data, length)
+        found = sets.find(data, length, labels=labels)
         folder = out or Path(f"{model}-{Path(data).name}".lower())
         if restart and (folder / "training").is_dir():
             shutil.rmtree(folder / "training")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,8 @@ class DataSet:
     """Examples [N, ...], split in two, and what they are.
 
     kind: "image" [N, C, H, W], "text" and "audio" [N, T] symbols (mu-law for sound), "table" [N, D]. `levels` is how
-    many integers a number may be, None for real numbers.
+    many integers a number may be, None for real numbers. Labels are int64 [N] below `classes`, where they are known and
+    were asked for.
     """
 
     name: str
@@ -33,10 +35,13 @@ class DataSet:
     levels: int | None
     alphabet: str | None = None
     rate: int | None = None
+    train_labels: Tensor | None = None
+    test_labels: Tensor | None = None
+    classes: int | None = None
 
     def describe(self) -> dict[str, Any]:
         """What is needed to show samples: everything but the examples."""
-        return {
+        about = {
             "name": self.name,
             "kind": self.kind,
             "shape": list(self.train.shape[1:]),
@@ -44,34 +49,45 @@ class DataSet:
             "alphabet": self.alphabet,
             "rate": self.rate,
         }
+        return about if self.classes is None else {**about, "classes": self.classes}
 
 
-def find(name: str, length: int | None = None) -> DataSet:
+def find(name: str, length: int | None = None, *, labels: bool = False) -> DataSet:
     """The data set of this name, or of the file or folder at this path.
 
-    `length` cuts text and sound into pieces. A file's last tenth is the test set.
+    `length` cuts text and sound into pieces. A file's last tenth is the test set. With `labels` the examples come with
+    their classes: those of digits, of CIFAR-10, and of IDX images beside whose file lies the one of their labels.
     """
     if length is not None:
         _checks.positive("length", length)
-    if name in NAMES:
-        return NAMES[name](length)
     path = Path(name)
-    if not path.exists():
+    if name not in NAMES and not path.exists():
         raise ValueError(f"data: {name!r} is no file or folder, and none of {', '.join(NAMES)}")
-    return _read(path, length)
+    found = NAMES[name](length) if name in NAMES else _read(path, length)
+    if not labels:
+        return dataclasses.replace(found, train_labels=None, test_labels=None, classes=None)
+    if found.classes is None:
+        raise ValueError(f"data: {name} has no labels; digits, CIFAR-10 and IDX images beside their labels have")
+    return found
 
 
-def _images(name: str, train: Tensor, test: Tensor, levels: int) -> DataSet:
+def _images(
+    name: str, train: Tensor, test: Tensor, levels: int, labels: tuple[Tensor, Tensor] | None = None, classes: int = 10
+) -> DataSet:
     train, test = (one[:, None] if one.dim() == 3 else one for one in (train, test))
-    return DataSet(name, "image", train, test, levels)
+    found = DataSet(name, "image", train, test, levels)
+    if labels is None:
+        return found
+    return dataclasses.replace(found, train_labels=labels[0], test_labels=labels[1], classes=classes)
 
 
 def _digits(binary: bool) -> DataSet:
     found = digits.load()
+    labels = found.train_labels, found.test_labels
     if binary:
         half = digits.LEVELS // 2
-        return _images("digits-binary", (found.train >= half).long(), (found.test >= half).long(), 2)
-    return _images("digits", found.train, found.test, digits.LEVELS)
+        return _images("digits-binary", (found.train >= half).long(), (found.test >= half).long(), 2, labels)
+    return _images("digits", found.train, found.test, digits.LEVELS, labels)
 
 
 def _text(name: str, found: text.Text, length: int | None) -> DataSet:
@@ -100,11 +116,11 @@ def _last_tenth(x: Tensor, name: str) -> tuple[Tensor, Tensor]:
 def _read(path: Path, length: int | None) -> DataSet:
     if path.is_dir():
         if next(path.glob("*.bin"), None) is not None:
-            return _images(str(path), *_last_tenth(images.read_cifar10(path)[0], str(path)), 256)
+            return _cifar10(path)
         return _images(str(path), *_last_tenth(images.read_png(path), str(path)), 256)
     kind = path.suffix.lower()
     if kind == ".bin":
-        return _images(str(path), *_last_tenth(images.read_cifar10(path)[0], str(path)), 256)
+        return _cifar10(path)
     if kind == ".wav":
         x, rate = audio.read_wav(path)
         return _sound(str(path), x.mean(0), rate, length)
@@ -113,13 +129,29 @@ def _read(path: Path, length: int | None) -> DataSet:
     if kind == ".txt":
         return _text(str(path), text.read(path), length)
     if "idx" in path.name:
-        found = images.read_idx(path)
-        if found.dim() != 3 or found.dtype != torch.uint8:
-            raise ValueError(f"{path}: expected images of bytes, got {found.dtype} {list(found.shape)}")
-        return _images(str(path), *_last_tenth(found, str(path)), 256)
+        return _idx(path)
     raise ValueError(
         f"{path}: expected a folder of .png or .bin, or a .bin, .wav, .csv, .txt or IDX (..idx3-ubyte[.gz]) file"
     )
+
+
+def _cifar10(path: Path) -> DataSet:
+    found, labels = (_last_tenth(part, str(path)) for part in images.read_cifar10(path))
+    return _images(str(path), *found, 256, labels)
+
+
+def _idx(path: Path) -> DataSet:
+    found = images.read_idx(path)
+    if found.dim() != 3 or found.dtype != torch.uint8:
+        raise ValueError(f"{path}: expected images of bytes, got {found.dtype} {list(found.shape)}")
+    beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
+    if beside == path or not beside.exists():
+        return _images(str(path), *_last_tenth(found, str(path)), 256)
+    labels = images.read_idx(beside).long()
+    if labels.shape != found.shape[:1] or int(labels.min()) < 0:
+        raise ValueError(f"{beside}: expected {len(found)} classes from 0, got {list(labels.shape)} numbers")
+    pairs = _last_tenth(found, str(path)), _last_tenth(labels, str(path))
+    return _images(str(path), *pairs[0], 256, pairs[1], int(labels.max()) + 1)
 
 
 NAMES: dict[str, Callable[[int | None], DataSet]] = {

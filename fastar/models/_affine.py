@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from fastar.models import _masks
 from fastar.models._incremental import Incremental
 from fastar.models.made import MaskedNetwork
+from fastar.sampling import Builder
 from fastar.sampling.dimensions import Schedule
+from fastar.sampling.index import Ref
+from fastar.sampling.instructions import Elementwise
 
 # log s(u) by name. What the others add to a plain exponential keeps a scale away from 0, or from infinity.
 SCALES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -22,6 +25,25 @@ SCALES: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": lambda u: torch.log(torch.sigmoid(u + 2) + 1e-3),
     "exp_soft": lambda u: u / (1 + (u / math.log(1e-3)).abs()),
 }
+
+
+def emit_log_scale(b: Builder, scale: str, u: Ref, path: str) -> Ref:
+    """log s(u) in a step program: what `SCALES` says, where u itself is not it in scratch of its own."""
+    if scale == "exp":
+        return u
+    y = b.scratch(f"{path}.log_scale", 1).at()
+    if scale == "exp_clamped":
+        b.add(Elementwise(y, "clamp", u, alpha=-5.0, beta=3.0))
+    elif scale in ("softplus", "sigmoid"):
+        b.add(Elementwise(y, scale, u, beta=2.0 if scale == "sigmoid" else 0.0))
+        b.add(Elementwise(y, "log", y, beta=1e-3))
+    else:
+        # u / (1 + c |u|), the division as exp(-log(.)).
+        negative = b.scratch(f"{path}.negative", 1).at()
+        b.add(Elementwise(y, "relu", u), Elementwise(negative, "relu", u, alpha=-1.0))
+        b.add(Elementwise(y, "add", y, negative), Elementwise(y, "log", y, alpha=-1 / math.log(1e-3), beta=1.0))
+        b.add(Elementwise(y, "exp", y, alpha=-1.0), Elementwise(y, "mul", y, u))
+    return y
 
 
 class AffineLayer(nn.Module):

@@ -6,7 +6,6 @@ IAF  x_i = z_i s(u_i) + m_i   with m_i, u_i of z_before(i):  the other way round
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -17,14 +16,11 @@ from torch import Tensor, nn
 from fastar import _checks
 from fastar.distributions import Normal
 from fastar.models import _condition, _masks, _order
-from fastar.models._affine import SCALES, AffineLayer, BatchNorm
+from fastar.models._affine import SCALES, AffineLayer, BatchNorm, emit_log_scale
 from fastar.models.model import Model
-from fastar.sampling import Builder, Head, LoweringError, Program, Sampler, SampleResult, Value
+from fastar.sampling import Builder, Head, Program, Value
 from fastar.sampling.index import Ref
 from fastar.sampling.instructions import Draw, Elementwise, Emit, Linear
-
-# Those that a step program can express: it has no logarithm and no division.
-_LOWERED = ("exp", "exp_clamped")
 
 
 class _Flow(Model):
@@ -152,8 +148,6 @@ class _Flow(Model):
 
     def lower(self) -> Program:
         """All layers in one program: the noise of dimension i is drawn at position i, the layers follow."""
-        if self.scale not in _LOWERED:
-            raise LoweringError(f"scale: a step program has no {self.scale}; use sample(), which needs none")
         if self.training and len(self.norms):
             raise ValueError("training: batch norm is inverted by its running moments only; call eval() first")
         D = self.dim
@@ -196,15 +190,12 @@ class _Flow(Model):
         path = f"layers.{number}"
         schedule = layer.schedule(path)
         known, x = schedule.declare(b, cond), b.state(f"{path}.out", self.dim).at()
-        s, clamped = b.scratch(f"{path}.scale", 1).at(), b.scratch(f"{path}.clamped", 1).at()
+        s = b.scratch(f"{path}.scale", 1).at()
         sign = -1.0 if self.inverted else 1.0
         with b.loop("t", self.dim) as t:
             params = schedule.emit(b, t)
-            m, u = params.channels(0, 1), params.channels(1, 1)
+            m, u = params.channels(0, 1), emit_log_scale(b, self.scale, params.channels(1, 1), path)
             z, out, total = (one.channels(t, 1) for one in (noise, x, sums))
-            if self.scale == "exp_clamped":
-                b.add(Elementwise(clamped, "clamp", u, alpha=-5.0, beta=3.0))
-                u = clamped
             b.add(Elementwise(s, "exp", u, alpha=sign), Elementwise(total, "add", u, total, alpha=sign))
             if self.inverted:
                 b.add(Elementwise(out, "add", m, z, alpha=-1.0), Elementwise(out, "mul", out, s))
@@ -215,30 +206,6 @@ class _Flow(Model):
             if number == 0:
                 b.add(Elementwise(s, "none", total, alpha=-1.0), Emit(out, t, s))
         return x
-
-    def sample(self, n: int, **options: Any) -> Tensor | SampleResult:  # type: ignore[override]
-        """As `Model.sample`; where the scale has no program, the noise is drawn and `inverse` maps it."""
-        if self.scale in _LOWERED:
-            return super().sample(n, **options)
-        for name in ("given", "support"):
-            if options.get(name) is not None:
-                raise ValueError(f"{name}: the values of {type(self).__name__} are computed from noise")
-        cond, return_info = options.pop("cond", None), options.pop("return_info", False)
-        b = Builder("noise", Value("float", 1), self.dim)
-        b.weight("base", torch.zeros(2))
-        base = b.state("law of the noise", 2, init="base").at()
-        with b.loop("t", self.dim) as t:
-            b.add(Draw(Head("normal"), t, base))
-        program = b.build(shape=(self.dim,))
-        sampler = Sampler(program, max(1, n), options.pop("dtype", None), options.pop("backend", "auto"))
-        noise = sampler.sample(n, return_info=True, **options)
-        sampler.close()
-        assert isinstance(noise, SampleResult)
-        with torch.no_grad():
-            x, log_det = self.inverse(noise.values.to(self.device, self.dtype), cond)
-        if not return_info:
-            return x.cpu()
-        return dataclasses.replace(noise, values=x.cpu(), log_prob=noise.log_prob - log_det.double().cpu())
 
     def condition(self, cond: Any, n: int, length: Any) -> Mapping[str, Tensor]:
         """The program's inputs."""

@@ -74,6 +74,9 @@ class Model(nn.Module, abc.ABC):
         """What training minimises: mean nats, or a bound on them or an estimate where that is cheaper."""
         return -self.log_prob(x, cond).mean()
 
+    def initialise(self, x: Tensor, cond: Any = None) -> None:
+        """What a model whose start hangs on data does before the first training step, with its batch."""
+
     def nll_bits_per_dim(
         self,
         x: Tensor,

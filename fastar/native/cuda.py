@@ -106,6 +106,9 @@ def recipe(card: tuple[int, int]) -> cuda_build.NvccRecipe | nvrtc.NvrtcRecipe:
     newest = int(torch.version.cuda.split(".")[0]) if torch.version.cuda else None
     try:
         with_nvcc = cuda_build.nvcc_recipe(CSRC, [arch])
+        if not cuda_build.covers(with_nvcc.archs, card):
+            archs = ";".join(with_nvcc.archs)
+            raise ValueError(f"FASTAR_CUDA_ARCHS: kernels for {archs} do not run on this card, sm_{card[0]}{card[1]}")
         if newest is None or int(cuda_build.nvcc_version(with_nvcc.nvcc).split(".")[0]) <= newest:
             return with_nvcc
         reason = f"nvcc is newer than torch's CUDA {torch.version.cuda}"
@@ -136,7 +139,7 @@ def find() -> Found | None:
     if packaged_declines(cards) is None:
         return Found(PACKAGED, "package", tuple(json.loads(PACKAGED_ABOUT.read_text())["archs"]))
     for card in cards:
-        with contextlib.suppress(cuda_build.BuildError):
+        with contextlib.suppress(cuda_build.BuildError, ValueError):
             one = recipe(card)
             if _intact(_cached(one), one.file):
                 return Found(_cached(one) / one.file, "cache", one.archs)
@@ -183,9 +186,15 @@ def library(card: tuple[int, int]) -> Any:
     RuntimeError that says what would help where there is no driver, or nothing to compile them with.
     """
     core = native.core()
-    core.cuda_driver_version(DRIVER)
+    version = core.cuda_driver_version(DRIVER)
     image = PACKAGED if packaged_declines([card]) is None else compiled(recipe(card))
-    return core.CudaLibrary(DRIVER, image.read_bytes())
+    try:
+        return core.CudaLibrary(DRIVER, image.read_bytes())
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{error}; the driver, of CUDA {version // 1000}.{version % 1000 // 10}, does not load {image}: update it,"
+            " or set CUDA_HOME to an older toolkit"
+        ) from error
 
 
 @functools.cache

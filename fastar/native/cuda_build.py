@@ -238,9 +238,14 @@ class TwinRecipe:
         """The C++ compiler, with what CXX adds to it."""
         return shlex.split(os.environ.get("CXX", "")) or ["g++"]
 
+    @staticmethod
+    def options() -> list[str]:
+        """Its options; those of CXXFLAGS come last and count."""
+        return [*TWIN_OPTIONS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+
     def key(self) -> str:
         """Hash of the sources and options: the twin's name in a cache."""
-        parts = [*TWIN_OPTIONS, *self.compiler(), platform.machine(), fingerprint(self.csrc)]
+        parts = [*self.compiler(), *self.options(), platform.machine(), fingerprint(self.csrc)]
         parts.append(_digest(self.csrc, sorted((self.csrc / "twin").iterdir())))
         return "twin-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
@@ -252,7 +257,7 @@ class TwinRecipe:
         """Compile into `target`, which appears whole or not at all; BuildError with what the compiler printed."""
         with beside(target) as made:
             files = sorted(str(path) for path in (self.csrc / "twin").glob("*.cpp"))
-            command = [*self.compiler(), *TWIN_OPTIONS, f"-I{self.csrc}", *files, "-o", str(made)]
+            command = [*self.compiler(), *self.options(), f"-I{self.csrc}", *files, "-o", str(made)]
             _compile("the host twin", command)
 
 

@@ -70,5 +70,6 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": sigmoid,
     "silu": lambda z: z * sigmoid(z),
     "exp": torch.exp,
+    "log": torch.log,
     "softplus": lambda z: z.clamp(min=0) + torch.log1p(torch.exp(-z.abs())),
 }

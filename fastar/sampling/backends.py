@@ -16,7 +16,8 @@ from fastar.sampling.request import Request
 
 
 class Run(Protocol):
-    """A run under way. Values are float64 or int64 [n, T, V], sums float64 [n], lengths int64 [n].
+    """A run under way. Values are float64 or int64 [n, T, V], sums float64 [n], lengths int64 [n]; `results` gives
+    values, log_prob, lengths and log_weight on the host.
 
     An executor on a device of its own may go on beyond what `advance` asks for, where it is called with `ahead`, until
     `pause`; `values` up to `done` can be read at any time, the rest when it has stopped.
@@ -38,6 +39,8 @@ class Run(Protocol):
     def advance(self, positions: int | None = None, ahead: bool = False) -> int: ...
 
     def pause(self) -> None: ...
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -79,6 +82,9 @@ class Backend:
     describe: Callable[[Executor], str] = lambda executor: ""
     # A step's time, predicted and, after a run, measured; empty where an executor knows neither.
     times: Callable[[Executor], str] = lambda executor: ""
+    # (executor, n, length, seed, row_offset): a whole run without options in one call, [n, *shape] in the data's space;
+    # None where a draw failed.
+    sample: Callable[[Executor, int, int, int, int], Tensor | None] | None = None
 
 
 def _reference_declines(plan: Plan) -> str | None:
@@ -118,6 +124,11 @@ def _times_of_cpu(executor: Executor) -> str:
     return executor.times()
 
 
+def _sample_on_cpu(executor: Executor, n: int, length: int, seed: int, row_offset: int) -> Tensor | None:
+    assert isinstance(executor, cpu.Cpu)
+    return executor.sample(n, length, seed, row_offset)
+
+
 _CUDA_PRECISIONS = {**_PRECISIONS, torch.float16: "float16"}
 
 
@@ -143,10 +154,15 @@ def _times_of_cuda(executor: Executor) -> str:
     return executor.times()
 
 
+def _sample_on_cuda(executor: Executor, n: int, length: int, seed: int, row_offset: int) -> Tensor | None:
+    assert isinstance(executor, cuda.Cuda)
+    return executor.sample(n, length, seed, row_offset)
+
+
 # Fastest first: `backend="auto"` takes the first that does not decline.
 BACKENDS: list[Backend] = [
-    Backend("cuda", _cuda_declines, _cuda, _describe_cuda, _times_of_cuda),
-    Backend("cpu", _cpu_declines, _cpu, _describe_cpu, _times_of_cpu),
+    Backend("cuda", _cuda_declines, _cuda, _describe_cuda, _times_of_cuda, _sample_on_cuda),
+    Backend("cpu", _cpu_declines, _cpu, _describe_cpu, _times_of_cpu, _sample_on_cpu),
     Backend("reference", _reference_declines, _reference, lambda e: "a loop in Python over torch"),
 ]
 

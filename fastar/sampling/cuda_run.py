@@ -6,6 +6,7 @@ import contextlib
 import time
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from fastar import native
 from fastar.sampling import cuda_plan, draws
 from fastar.sampling.cpu import REASONS, Spent
 from fastar.sampling.index import Ref
+from fastar.sampling.philox import as_int64
 from fastar.sampling.reference import fingerprint
 from fastar.sampling.request import Request
 
@@ -52,15 +54,7 @@ class Run:
         executor.require_memory(
             4 * n * (packed.fast + packed.slow) + 8 * n * (T * V + 3) + scores, f"{n} rows of {self.program.name}"
         )
-        self._values = torch.empty(n, T, V, dtype=torch.float64, device=device)
-        self.log_prob = torch.empty(n, dtype=torch.float64, device=device)
-        self.log_weight = torch.empty(n, dtype=torch.float64, device=device)
-        self._all_lengths = request.lengths.to(device, torch.int64)
-        self.lengths = torch.empty_like(self._all_lengths)
-        progress = torch.zeros(self._teams, native.core().CUDA_PROGRESS_BYTES, dtype=torch.uint8)
-        packed.stand(progress.data_ptr(), self._teams, self._first_place(), 0, [])
-        self._first_progress = progress.to(device)
-        self._progress = torch.empty_like(self._first_progress)
+        self._make_state(n, T, V)
         self._arena = torch.empty(n, packed.fast + packed.slow, device=device)
         self._scores = torch.empty(scores, dtype=torch.uint8, device=device) if scores else None
         # Words that the kernel reads and writes while it runs: whether it is cancelled, and how far each team is.
@@ -71,6 +65,8 @@ class Run:
         # What ends a launch that nobody has waited for.
         self._flight: weakref.finalize[..., Run] | None = None
         self._stream = 0
+        # Positions complete, and how many will be when what is enqueued has ended.
+        self.done = self._target = 0
         # As the program names them, in the order in which the native part numbers them.
         self._variables: dict[str, int] = {}
         for step in self.program.code:
@@ -78,6 +74,29 @@ class Run:
                 self._variables.setdefault(step.var, len(self._variables))
         self._record = self._make_record(n, T)
         self.rewind()
+
+    def _make_state(self, n: int, T: int, V: int) -> None:
+        # What a run begins with and what comes of it, in one stretch: each copy between host and device takes as long
+        # as many steps of a small program.
+        request, device = self.request, self.executor.device
+        progress = torch.zeros(self._teams, native.core().CUDA_PROGRESS_BYTES, dtype=torch.uint8)
+        self.executor.packed.stand(progress.data_ptr(), self._teams, 0 if self.program.code else -1, 0, [])
+        self._progress_bytes = progress.numel()
+        begins = [progress.flatten(), request.lengths.view(torch.uint8), torch.zeros(16 * n, dtype=torch.uint8)]
+        head = sum(one.numel() for one in begins)
+        whole = torch.cat([*begins, request.rows.view(torch.uint8), request.seeds.view(torch.uint8)]).to(device)
+        self._begin, self._names = whole[:head], whole[head:].view(torch.int64).view(2, n)
+        self._state = torch.empty(head + 8 * n * T * V, dtype=torch.uint8, device=device)
+        self._values, self.log_prob, self.lengths, self.log_weight = self._outcome(self._state)
+
+    def _outcome(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        n, words = len(self.request.rows), state[self._progress_bytes :].view(torch.float64)
+        values = words[3 * n :].view(n, self.request.length, self.program.value.channels)
+        return values, words[n : 2 * n], words[:n].view(torch.int64), words[2 * n : 3 * n]
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """values, log_prob, lengths and log_weight on the host, by one copy."""
+        return self._outcome(self._state.to("cpu", copy=True))
 
     def _on_host(self, *shape: int, dtype: torch.dtype) -> Tensor:
         # The card reaches pinned memory under the same address.
@@ -89,16 +108,11 @@ class Run:
         if reason is not None:
             raise ValueError(f"rows: {reason}; make an executor with rows={rows}")
 
-    def _first_place(self) -> int:
-        return 0 if self.program.code else -1
-
     def rewind(self) -> None:
         """Back to the first position: enqueued on the current stream, like `launch`, and for the same uses."""
         self.pause()
-        self._progress.copy_(self._first_progress)
-        self.lengths.copy_(self._all_lengths)
-        for sums in (self._values, self.log_prob, self.log_weight):
-            sums.zero_()
+        self._state[: len(self._begin)].copy_(self._begin)
+        self._values.zero_()
         self._arena.zero_()
         executor, packed = self.executor, self.executor.packed
         for number, one in enumerate(self.program.buffers):
@@ -108,7 +122,17 @@ class Run:
             elif begin >= 0 and one.kind == "scratch" and executor.library.is_twin:
                 # Nobody may read it before it was written: on the twin whoever does finds out.
                 self._arena[:, begin : begin + size] = float("nan")
-        self.done = self._target = self._record["turn"] = 0
+        self._record["turn"] = 0
+        self._stand_at(0, self.request.lengths)
+
+    def restart(self, seed: int, row_offset: int) -> None:
+        """Back to the first position, to draw with another seed, for rows from `row_offset` on."""
+        # Sums of integers wrap, as the numbers of rows do.
+        rows = torch.arange(len(self.request.rows)) + as_int64(row_offset, "row_offset")
+        seeds = torch.full_like(rows, as_int64(seed))
+        self.request = replace(self.request, rows=rows, seeds=seeds)
+        self._names.copy_(torch.stack((rows, seeds)))
+        self.rewind()
 
     def _make_record(self, n: int, T: int) -> dict[str, Any]:
         request, device, plan = self.request, self.executor.device, self.executor.schedule
@@ -124,8 +148,8 @@ class Run:
             return None if t is None else t.data_ptr()
 
         held = {
-            "row_numbers": ready("rows", request.rows, torch.int64),
-            "seeds": ready("seeds", request.seeds, torch.int64),
+            "row_numbers": self._names[0],
+            "seeds": self._names[1],
             "given": ready("given", request.given, torch.float64),
             "support": ready("support", request.levels, torch.uint8),
             "low": ready("support", request.low, torch.float64),
@@ -137,7 +161,7 @@ class Run:
             "log_weight": self.log_weight,
             "stretch": self.executor.stretch,
             "arena": self._arena,
-            "progress": self._progress,
+            "progress": self._state,
             "scores": self._scores,
             "cancel": self._words,
             "reached": self._words[1:],
@@ -179,10 +203,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether every position is complete, or every row has ended."""
-        if self.done == self.request.length:
-            return True
-        # Under way, nobody has waited for the lengths.
-        return self._flight is None and bool((self.lengths <= self.done).all())
+        return self.done == self.request.length or (self._flight is None and self._ended)
 
     def launch(self, positions: int | None = None) -> None:
         """Enqueue as many positions more (None: all) on the caller's current stream; nothing is waited for.
@@ -282,9 +303,13 @@ class Run:
             flight.detach()
             self.executor.library.wait(self.executor.index, self._stream)
         self._words[0] = 0
-        reached = self._reached()
-        self.done = self._target = max((done for _, done, _, _ in reached), default=self.request.length)
+        reached, lengths = self._reached()
+        self._stand_at(max((done for _, done, _, _ in reached), default=self.request.length), lengths)
         self._raise_failure(reached)
+
+    def _stand_at(self, done: int, lengths: Tensor) -> None:
+        self.done = self._target = done
+        self._ended = bool((lengths <= done).all())
 
     def pause(self) -> None:
         """End a kernel under way after the position that it is at; the next `advance` goes on from there."""
@@ -297,10 +322,11 @@ class Run:
             self.launch(0)
             self._land()
 
-    def _reached(self) -> Reached:
-        host = self._progress.cpu()
+    def _reached(self) -> tuple[Reached, Tensor]:
+        # Of each team, and the rows' lengths.
+        host = self._state[: self._progress_bytes + 8 * len(self.request.rows)].cpu()
         reached: Reached = self.executor.packed.progress(host.data_ptr(), self._teams)
-        return reached
+        return reached, host[self._progress_bytes :].view(torch.int64)
 
     def _raise_failure(self, reached: Reached) -> None:
         failed = [(failure, variables) for _, _, variables, failure in reached if failure is not None]
@@ -338,14 +364,14 @@ class Run:
         """Everything that a run on another machine needs to continue this one, beside the request."""
         self.pause()
         # Teams whose rows have all ended stopped early; the others stand alike.
-        place, _, variables, _ = max(self._reached(), key=lambda one: one[1])
+        place, _, variables, _ = max(self._reached()[0], key=lambda one: one[1])
         return {
             "program": fingerprint(self.program),
             "place": len(self.program.code) if place < 0 else place,
             "done": self.done,
             "variables": {name: variables[number] for name, number in self._variables.items()},
-            "buffers": {name: self._buffer(number).clone() for number, name in self._stored()},
-            **{name: getattr(self, name).clone() for name in _TENSORS},
+            "buffers": {name: self._buffer(number).to("cpu", copy=True) for number, name in self._stored()},
+            **dict(zip(_TENSORS, self.results(), strict=True)),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -361,10 +387,10 @@ class Run:
             have.copy_(came)
         variables = [int(state["variables"].get(name, 0)) for name in self._variables]
         place = -1 if state["place"] == len(self.program.code) else state["place"]
-        host = self._progress.cpu()
-        self.executor.packed.stand(host.data_ptr(), self._teams, place, state["done"], variables)
-        self._progress.copy_(host)
-        self.done = self._target = state["done"]
+        progress = torch.zeros(self._progress_bytes, dtype=torch.uint8)
+        self.executor.packed.stand(progress.data_ptr(), self._teams, place, state["done"], variables)
+        self._state[: self._progress_bytes].copy_(progress)
+        self._stand_at(state["done"], state["lengths"])
 
     def _stored(self) -> list[tuple[int, str]]:
         return [(number, one.name) for number, one in enumerate(self.program.buffers) if one.kind != "input"]
@@ -383,4 +409,5 @@ def _end(library: Any, index: int, stream: int, words: Tensor, held: object) -> 
 
 
 _LOST: list[object] = []
-_TENSORS = ("values", "log_prob", "log_weight", "lengths")
+# In the order of `results`.
+_TENSORS = ("values", "log_prob", "lengths", "log_weight")

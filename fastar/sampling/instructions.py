@@ -10,7 +10,7 @@ from fastar.sampling import codec
 from fastar.sampling.index import Index, Ref
 
 ACTIVATIONS = ("none", "relu", "elu", "gelu", "gelu_tanh", "tanh", "sigmoid", "silu")
-UNARY = (*ACTIVATIONS, "exp", "softplus", "clamp", "concat_elu")
+UNARY = (*ACTIVATIONS, "exp", "log", "softplus", "clamp", "concat_elu")
 BINARY = ("add", "mul")
 GATES = ("tanh", "linear", "silu")
 NORMS = ("layer", "rms")
@@ -289,6 +289,7 @@ class Attention(Instruction):
     kv_heads: int
     scale: float
     window: int | None = None
+    local: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,10 @@ class Run:
     def pause(self) -> None:
         """Nothing: this executor runs while it is asked to, and no longer."""
 
+    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """values, log_prob, lengths and log_weight on the host."""
+        return self.values.cpu(), self.log_prob.cpu(), self.lengths.cpu(), self.log_weight.cpu()
+
     @torch.no_grad()
     def advance(self, positions: int | None = None, ahead: bool = False) -> int:
         """Run until this many more positions are complete (None: all), never `ahead`; returns how many were."""

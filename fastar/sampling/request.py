@@ -113,7 +113,7 @@ def _lengths(program: Program, n: int, length: int | Sequence[int] | Tensor | No
     T = program.length(int(each.max()) if n else program.positions or 1)
     if n and int(each.min()) < 1:
         raise ValueError(f"length: expected 1 or more, got {int(each.min())}")
-    return T, each.to(torch.int64)
+    return T, each.to("cpu", torch.int64)
 
 
 def _given(program: Program, n: int, T: int, given: Tensor | None) -> Tensor | None:

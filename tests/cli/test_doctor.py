@@ -177,6 +177,17 @@ def test_no_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_compiler_that_comes_with_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(nvrtc, "candidates", lambda: ["/x/libnvrtc.so.13"])
+    monkeypatch.setattr(nvrtc, "_open", lambda path: nvrtc.Nvrtc(path, None, (13, 0)))  # type: ignore[arg-type]
+    found: dict[str, Any] = {"core": {"error": None}, "gpus": {"devices": []}, "notes": []}
+    section = doctor._cuda_library(found)
+    assert section["compiler"] == "NVRTC 13.0 (/x/libnvrtc.so.13)"
+    assert "on first use NVRTC 13.0 (/x/libnvrtc.so.13) compiles them into" in _screen._cuda(section)
+
+
 CARD = {
     "device": "cuda:0",
     "name": "Some Card",
@@ -195,6 +206,7 @@ CARD = {
     ("changed", "text"),
     [
         ({}, "228 KiB shared memory each, 227 KiB for one block, clusters of up to 16 blocks"),
+        ({"kernel_registers": 168}, "of up to 16 blocks, the sampling kernel takes 168 registers a thread"),
         ({"max_cluster": None}, "227 KiB for one block, clusters cuda"),
         ({"max_cluster": 1}, "227 KiB for one block, no clusters cuda"),
         (

@@ -139,6 +139,32 @@ def test_every_kind_of_data(
 
 
 @pytest.mark.parametrize(
+    ("model", "settings", "argument"),
+    [("MADE", ["hidden=[8]"], "cond_dim"), ("Transformer", ["width=8", "layers=1", "heads=2"], "classes")],
+)
+def test_classes_are_learned_and_asked_for(
+    tmp_path: Path, model: str, settings: list[str], argument: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = [part for one in settings for part in ("--set", one)]
+    folder, table = tmp_path / "run", tmp_path / "drawn.csv"
+    command = ("train", model, "--data", "digits-binary", "--labels", "--out", folder, "--minutes", 0.004)
+    assert _run(*command, *pairs) == 0, capsys.readouterr().err
+    trained = load(folder).eval()
+    assert trained.to_config()[argument] == 10
+    for option, classes in (((), torch.arange(12) % 10), (("--label", 3), torch.full((12,), 3))):
+        assert _run("sample", folder, "--n", 12, "--seed", 5, "--out", table, *option) == 0, capsys.readouterr().err
+        with table.open() as file:
+            found = torch.tensor([[int(one) for one in row] for row in csv.reader(file)])
+        assert torch.equal(found, trained.sample(12, seed=5, cond=classes, length=64 if model != "MADE" else None))  # type: ignore[arg-type]
+    assert _run("sample", folder) == 0
+    with Image.open(folder / "samples.png") as sheet:
+        assert sheet.size[0] == (10 * 9 - 1) * 14
+    capsys.readouterr()
+    assert _run("sample", folder, "--label", 10) == 2
+    assert "--label: expected 0..9, got 10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["GAN"], "model: expected one of"),
@@ -150,6 +176,8 @@ def test_every_kind_of_data(
         (["MAF"], "data: MAF takes real numbers, and the data are integer levels"),
         (["NADE", "--data", "rings"], "data: NADE takes integer levels, and rings holds real numbers"),
         (["FVSBN"], "x: expected 0..1; at [0, "),
+        (["NADE", "--labels"], "--labels: NADE is conditioned on nothing"),
+        (["MADE", "--labels", "--data", "topics"], "data: topics has no labels"),
         (["MADE", "--preset", "mnist-1x500"], "x: expected shape [B, 784], got [1, 64]"),
     ],
 )
@@ -171,6 +199,7 @@ def test_what_is_wrong_with_sampling_is_said(tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
     for arguments, message in (
         (["--out", tmp_path / "a.wav"], "--out: samples of this model are written to .csv"),
+        (["--label", 1], "--label: this FVSBN was not trained on labels"),
         (["--n", 0], "--n: expected a positive integer"),
         (["--length", 4], "--length: FVSBN has 16 positions of its own"),
         (["--temperature", 0], "temperature: expected a positive finite number"),

@@ -17,13 +17,13 @@ import torch
 
 from fastar import native
 from fastar.native import cuda, cuda_build
-from fastar.sampling import Sampler, backends, cuda_run
+from fastar.sampling import Sampler, backends, cuda_run, space
 from fastar.sampling import cuda as cuda_executor
 from fastar.sampling.cuda import Cuda
 from fastar.sampling.cuda_plan import DoesNotFitError
 from fastar.sampling.request import make
 from tests.sampling.consumers import wavenet
-from tests.sampling.consumers_more import transformer
+from tests.sampling.consumers_more import CONSUMERS, transformer
 from tests.sampling.test_cpu_programs import LARGE, _request
 
 # Against cuda.h: each of our functions is there, and takes as many bytes in each place; so do structs and numbers.
@@ -66,7 +66,6 @@ NUMBER(kSharedPerMultiprocessor, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTI
 NUMBER(kRegistersPerMultiprocessor, CU_DEVICE_ATTRIBUTE_MAX_REGISTERS_PER_MULTIPROCESSOR)
 NUMBER(kSharedPerBlock, CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
 NUMBER(kClusterLaunch, CU_DEVICE_ATTRIBUTE_CLUSTER_LAUNCH)
-NUMBER(kLocalBytes, CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)
 NUMBER(kRegisters, CU_FUNC_ATTRIBUTE_NUM_REGS)
 NUMBER(kMostDynamicShared, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)
 NUMBER(kLargeClusters, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED)
@@ -114,10 +113,15 @@ def test_an_old_driver_is_refused(card: Any) -> None:
         native.core().CudaLibrary(_path_of_the_twin(), b"")
 
 
-def test_kernels_of_another_card_are_refused_before_the_launch(card: Any) -> None:
+def test_kernels_that_the_driver_does_not_take(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "DRIVER", _path_of_the_twin())
+    monkeypatch.setattr(cuda, "recipe", lambda card: cuda_build.TwinRecipe(cuda.CSRC))
+    cuda.library.cache_clear()
+    assert cuda.library((9, 0)).is_twin
+    cuda.library.cache_clear()
     card.pretend("image", 209, 0)
-    with pytest.raises(RuntimeError, match=r"CUDA kernels: .*\(error 209\)"):
-        native.core().CudaLibrary(_path_of_the_twin(), b"")
+    with pytest.raises(RuntimeError, match=r"error 209\); the driver, of CUDA 13\.0, does not load .*: update it"):
+        cuda.library((9, 0))
 
 
 def test_a_device_that_is_not_there(twin: Any) -> None:
@@ -232,6 +236,26 @@ def test_a_cancelled_kernel_ends_and_goes_on(twin: Any, whole: torch.Tensor, sch
     assert run.finished
 
 
+@pytest.mark.parametrize("schedule", ["row", "cluster", "grid"])
+@pytest.mark.parametrize("name", ["gated_pixelcnn", "transformer", "made", "lstm", "colours", "flow"])
+def test_a_run_cancelled_at_every_position_draws_the_same(twin: Any, name: str, schedule: str) -> None:
+    program = LARGE["flow"]() if name == "flow" else CONSUMERS[name][0]().program
+    request = _request(name, program, 3)
+    made = Cuda(program, schedule=schedule, blocks=None if schedule == "row" else 2, library=twin)
+    whole, run = made.start(request), made.start(request)
+    whole.advance()
+    launches = 0
+    while not run.finished:
+        run._words[0] = 1  # before the kernel begins, which then ends behind its first position
+        run.launch()
+        run.settle()
+        launches += 1
+    assert launches >= request.length // 2
+    assert torch.equal(run.values, whole.values)
+    assert torch.equal(run.log_prob, whole.log_prob)
+    assert torch.equal(run.lengths, whole.lengths)
+
+
 def test_ctrl_c_ends_a_kernel_within_its_next_report(twin: Any, whole: torch.Tensor) -> None:
     made, request = _long(twin, 3)
     run = made.start(request)
@@ -310,6 +334,32 @@ def test_a_stuck_kernel_is_an_error(card: Any, monkeypatch: pytest.MonkeyPatch) 
     card.wait(0, 0)
 
 
+@pytest.mark.parametrize("name", ["wavenet", "gated_pixelcnn", "flow"])
+def test_a_run_taken_again_draws_what_a_new_one_does(twin: Any, name: str) -> None:
+    program = LARGE["flow"]() if name == "flow" else CONSUMERS[name][0]().program
+    executor, length = Cuda(program, rows=2, library=twin), program.positions or 6
+    first = executor._again
+    for seed, row_offset in ((3, 0), (2**64 - 1, 2**64 - 2), (3, 5)):
+        drawn = executor.sample(3, length, seed, row_offset)
+        run = executor.start(make(program, 3, seed=seed, length=length, row_offset=row_offset))
+        run.advance()
+        assert drawn is not None
+        assert torch.equal(drawn, space.to_data(program, run.results()[0], drawn.dtype))
+        assert first is None or first is executor._again
+        first = executor._again
+    executor.repack(program.weights)
+    assert executor._again is None
+
+
+def test_a_run_taken_again_tells_of_a_failed_draw(twin: Any) -> None:
+    program = LARGE["transformer"]()
+    weights = dict(program.weights)
+    weights["fc"] = torch.full_like(weights["fc"], 3e38)
+    executor = Cuda(program.with_weights(weights), library=twin)
+    assert executor.sample(2, 3, 1, 0) is None
+    assert executor.sample(2, 3, 1, 0) is None
+
+
 def _sampler(twin: Any, program: Any, n: int) -> Sampler:
     sampler = Sampler(program, n)
     sampler.executor = Cuda(program, rows=n, library=twin)
@@ -327,6 +377,8 @@ def test_a_sampler_streams_and_takes_a_broken_off_stream_up(twin: Any) -> None:
         r"predicted .* us a position for 2 rows, measured .* us for 2 rows over 24 .*", executor.times()
     )
     assert torch.equal(torch.cat(list(sampler.stream(5, seed=4, length=24)), 1), whole)
+    held_up = sampler.stream(1, seed=4, length=50_000)
+    next(held_up)
     stream = sampler.stream(5, seed=4, length=24)
     pieces = [next(stream)]
     stream.close()

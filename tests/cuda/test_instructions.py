@@ -127,7 +127,11 @@ def test_pointwise_and_norms(twin: Any, plan: str) -> None:
         y = trial.state(width * (2 if function == "concat_elu" else 1)).at()
         binary = function in ("add", "mul")
         alpha, beta = (-1.0, 1.5) if function == "clamp" else (0.75, 0.25)
-        steps.append(Elementwise(y, function, a, b if binary else None, alpha, 0.0 if binary else beta))
+        source = a
+        if function == "log":
+            source = trial.state(width).at()
+            steps.append(Elementwise(source, "exp", a))
+        steps.append(Elementwise(y, function, source, b if binary else None, alpha, 0.0 if binary else beta))
     for kind in ("layer", "rms"):
         scale, shift = (trial.weight(width), trial.weight(width)) if kind == "layer" else (None, None)
         steps.append(Norm(trial.state(width).at(), a, kind, scale, shift, eps=1e-3))
@@ -143,14 +147,14 @@ def test_pointwise_and_norms(twin: Any, plan: str) -> None:
 
 
 @PLAN
-@pytest.mark.parametrize("window", [None, 2])
-def test_attention_gather_and_store(twin: Any, window: int | None, plan: str) -> None:
+@pytest.mark.parametrize("seen", [(None, None), (2, None), (None, (1, 0, 2))], ids=str)
+def test_attention_gather_and_store(twin: Any, seen: tuple[int | None, tuple[int, int, int] | None], plan: str) -> None:
     trial = Trial(3)
     attentions: list[Instruction] = []
     for heads, kv_heads, d, e in ((1, 1, 5, 3), (4, 2, 16, 24), (2, 1, 20, 70)):
         q, y = trial.state(heads * d).at(), trial.state(heads * e).at()
         keys, values = (trial.state(3, kv_heads * size).buffer.name for size in (d, e))
-        attentions.append(Attention(y, q, keys, values, variable("t"), heads, kv_heads, d**-0.5, window))
+        attentions.append(Attention(y, q, keys, values, variable("t"), heads, kv_heads, d**-0.5, *seen))
     table, embedding, value = trial.weight(8, 40), trial.state(40).at(), trial.state(1).at()
     program = trial.program(
         lambda t: [

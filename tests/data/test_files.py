@@ -30,6 +30,17 @@ def test_idx(tmp_path):
     floats = np.linspace(0, 1, 6, dtype=">f4").reshape(2, 3)
     assert torch.equal(images.read_idx(_idx(tmp_path / "f", floats, 13)), torch.from_numpy(floats.astype(np.float32)))
     assert sets.find(str(packed)).train.shape == (4, 1, 4, 3)
+    with pytest.raises(ValueError, match=r"data: .* has no labels"):
+        sets.find(str(path), labels=True)
+    labels = _idx(tmp_path / "train-labels-idx1-ubyte", np.array([3, 0, 1, 2, 1], dtype=np.uint8))
+    found = sets.find(str(path), labels=True)
+    assert found.train_labels.tolist() == [3, 0, 1, 2]
+    assert found.test_labels.tolist() == [1]
+    assert found.classes == 4
+    assert sets.find(str(path)).classes is None
+    _idx(labels, np.zeros(4, dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"idx1-ubyte: expected 5 classes from 0, got \[4\] numbers"):
+        sets.find(str(path), labels=True)
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ValueError, match=r"says \[5, 4, 3\], which are 60 bytes, and holds 57"):
         images.read_idx(path)
@@ -54,6 +65,7 @@ def test_cifar10(tmp_path):
     assert torch.equal(found[:2].flatten(1), pixels)
     assert len(images.read_cifar10(tmp_path / "test_batch.bin")[0]) == 2
     assert sets.find(str(tmp_path)).levels == 256
+    assert sets.find(str(tmp_path), labels=True).train_labels.tolist() == [3, 9, 3]
     (tmp_path / "data_batch_1.bin").write_bytes(record[:-1])
     with pytest.raises(ValueError, match=r"data_batch_1.bin: 6145 bytes, expected a multiple of 3073"):
         images.read_cifar10(tmp_path)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from model_properties import assert_refuses_bad_data, assert_round_trips, assert_sampler_agrees, randomise
+from model_properties import (
+    assert_density,
+    assert_refuses_bad_data,
+    assert_round_trips,
+    assert_sampler_agrees,
+    randomise,
+)
 from torch import Tensor
 
 from fastar.models import IAF, MAF
 from fastar.models._affine import SCALES
-from fastar.sampling import LoweringError, Sampler
+from fastar.sampling import philox
 
 Flow = MAF | IAF
 KINDS = [MAF, IAF]
@@ -68,12 +73,8 @@ def test_both_directions_have_gradients(kind: Callable[..., Flow]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_density_integrates_to_one(kind: Callable[..., Flow]) -> None:
-    model = _flow(kind, dim=2)
-    axis = torch.linspace(-15, 15, 301)
-    with torch.no_grad():
-        density = model.log_prob(torch.cartesian_prod(axis, axis)).double().exp()
-    assert abs(float(density.sum()) * 0.1**2 - 1) < 2e-3
+def test_density(kind: Callable[..., Flow]) -> None:
+    assert_density(_flow(kind, dim=2, orders="random", batch_norm=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,25 +92,16 @@ def test_the_networks_read_what_they_should(kind: Callable[..., Flow]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_samples_whiten(kind: Callable[..., Flow]) -> None:
-    model = _flow(kind, dim=3, batch_norm=True, orders="random")
-    x = model.sample(8000, seed=1)
-    assert isinstance(x, Tensor)
+@pytest.mark.parametrize("scale", SCALES)
+def test_samples_are_the_images_of_their_noise(kind: Callable[..., Flow], scale: str) -> None:
+    # The noise of dimension i is drawn at position i.
+    model = _flow(kind, scale=scale, orders="random", batch_norm=True)
+    seeds, rows = torch.full((16,), 9), torch.arange(16)
+    u = torch.stack([philox.continuous(seeds, rows, i, 0) for i in range(4)], 1)
     with torch.no_grad():
-        z, _ = model.transform(x)
-    torch.testing.assert_close(z.mean(0), torch.zeros(3), rtol=0, atol=0.05)
-    torch.testing.assert_close(torch.cov(z.T), torch.eye(3), rtol=0, atol=0.06)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_engine_and_the_incremental_pass_map_noise_alike(kind: Callable[..., Flow]) -> None:
-    # The noise of dimension i is drawn at position i whichever way a sample is made.
-    engine = _flow(kind, scale="exp", orders="random", batch_norm=True)
-    program = engine.sample(16, seed=9)
-    engine.scale = "sigmoid"
-    for layer in engine.layers:
-        assert layer.scale == "exp"
-    torch.testing.assert_close(engine.sample(16, seed=9), program, rtol=1e-4, atol=1e-4)
+        expected, _ = model.inverse(torch.special.ndtri(u).float())
+    for backend in ("auto", "reference"):
+        torch.testing.assert_close(model.sample(16, seed=9, backend=backend), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_greedy_is_the_image_of_no_noise() -> None:
@@ -161,19 +153,6 @@ def test_batch_norm_learns_moments_and_refuses_to_invert_while_training() -> Non
         model.transform(x[:1])
 
 
-def test_a_correlated_gaussian_is_learned_to_its_entropy() -> None:
-    chol = torch.tensor([[1.0, 0.0], [0.9, 0.5]])
-    x = torch.randn(4000, 2) @ chol.T
-    model = MAF(2, [16], 2)
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
-    for step in range(300):
-        optimizer.zero_grad()
-        model.loss(x[(step * 500) % 4000 :][:500]).backward()
-        optimizer.step()
-    entropy = 1 + math.log(2 * math.pi) + math.log(0.5)
-    assert -model.log_prob(x).mean().item() < 1.02 * entropy
-
-
 def test_presets_and_parameters_by_formula() -> None:
     D, H, K = 5, 7, 3
     degrees = [k % (D - 1) + 1 for k in range(H)]
@@ -195,10 +174,7 @@ def test_bad_arguments() -> None:
         MAF(3, 8, 2, orders=[[0, 1, 2]])
     with pytest.raises(ValueError, match=r"orders: expected reverse, random"):
         MAF(3, 8, 2, orders="sorted")
-    with pytest.raises(LoweringError, match=r"scale: a step program has no softplus"):
-        Sampler(MAF(3, 8, 2, "softplus"), 4)
-    for scale in ("exp", "softplus"):
-        with pytest.raises(ValueError, match=r"given: the values of MAF are computed from noise"):
-            MAF(3, 8, 2, scale).eval().sample(2, given=torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"given: the values of MAF are computed from noise"):
+        MAF(3, 8, 2).eval().sample(2, given=torch.zeros(2, 3))
     with pytest.raises(TypeError, match=r"x: expected the model's dtype, float32, got float64"):
         MAF(3, 8, 2).transform(torch.zeros(1, 3, dtype=torch.float64))

@@ -9,15 +9,13 @@ import pytest
 import torch
 from model_properties import (
     assert_autoregressive,
-    assert_prefix_is_conditioned,
+    assert_class_and_map,
+    assert_image_model,
     assert_refuses_bad_data,
-    assert_round_trips,
-    assert_sampler_agrees,
-    assert_samples_follow,
+    images,
     randomise,
     raster,
 )
-from torch import Tensor
 
 from fastar.models import GatedPixelCNN
 
@@ -41,14 +39,9 @@ def model(request: pytest.FixtureRequest) -> GatedPixelCNN:
     return _random(MODELS[request.param])
 
 
-def _x(model: GatedPixelCNN, n: int = 5) -> Tensor:
-    assert model.distribution.levels is not None
-    return torch.randint(0, model.distribution.levels, (n, *model.shape))
-
-
 def test_autoregressive(model: GatedPixelCNN) -> None:
     # Of so few coloured channels relu can silence all that carry a colour to the next.
-    assert_autoregressive(model, _x(model), raster(model.shape), dense=model.shape == GREY)
+    assert_autoregressive(model, images(model), raster(model.shape), dense=model.shape == GREY)
 
 
 def test_no_blind_spot() -> None:
@@ -77,31 +70,19 @@ def test_gradients_reach_no_later_colour() -> None:
         assert (grad[0][place >= place[c, h, w]] == 0).all()
 
 
-def test_samples_follow_log_prob(model: GatedPixelCNN) -> None:
-    assert_samples_follow(model, model.shape)
-
-
-def test_a_known_prefix_is_conditioned_on(model: GatedPixelCNN) -> None:
-    assert_prefix_is_conditioned(model, model.shape, raster(model.shape), 3)
-
-
-def test_round_trips(model: GatedPixelCNN, tmp_path: Path) -> None:
-    assert_round_trips(model, _x(model), tmp_path)
+def test_all_properties(model: GatedPixelCNN, tmp_path: Path) -> None:
+    assert_image_model(model, tmp_path)
 
 
 def test_bad_data() -> None:
     model = _random(MODELS["cropped"])
-    assert_refuses_bad_data(model, _x(model))
+    assert_refuses_bad_data(model, images(model))
 
 
 def test_conditions_are_classes_and_maps() -> None:
-    shape = (2, 2, 2)
-    classes = _random(lambda: GatedPixelCNN(shape, 2, width=6, depth=2, cond_dim=3))
-    assert_samples_follow(classes, shape, cond=torch.tensor([1]))
-    both = _random(lambda: GatedPixelCNN(shape, 2, width=4, depth=2, cond_dim=3, cond_map=2))
-    assert_sampler_agrees(both, 6, seed=1, cond=(torch.tensor([0, 1, 2, 0, 1, 2]), torch.randn(6, 2, 2, 2)))
-    with pytest.raises(ValueError, match=r"cond: expected classes 0..2, got 0 to 3"):
-        classes.sample(2, cond=torch.tensor([0, 3]))
+    by_class = _random(lambda: GatedPixelCNN((2, 2, 2), 2, width=6, depth=2, cond_dim=3))
+    by_both = _random(lambda: GatedPixelCNN((2, 2, 2), 2, width=4, depth=2, cond_dim=3, cond_map=2))
+    assert_class_and_map(by_class, by_both)
 
 
 def test_parameters_by_formula() -> None:

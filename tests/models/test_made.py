@@ -11,6 +11,7 @@ import pytest
 import torch
 from model_properties import (
     assert_autoregressive,
+    assert_density,
     assert_frequencies,
     assert_prefix_is_conditioned,
     assert_refuses_bad_data,
@@ -87,7 +88,7 @@ def test_real_numbers(head: object) -> None:
     model = randomise(MADE(3, [16, 16], head, order=[1, 2, 0]), 0.7)  # type: ignore[arg-type]
     assert_autoregressive(model, torch.randn(4, 3), torch.tensor([2, 0, 1]))
     assert_sampler_agrees(model, seed=5)
-    # The density of the first dimension, whose parameters are constants, integrates to one with the others' given.
+    assert_density(randomise(MADE(2, [12], head, order=[1, 0]), 0.5))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"levels: real data"):
         model.nll_bits_per_dim(torch.randn(2, 3))
     bits = model.nll_bits_per_dim(torch.zeros(2, 3), levels=256, data_range=(-1.0, 1.0))

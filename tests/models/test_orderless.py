@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,6 +31,9 @@ MODELS: dict[str, Callable[[], Orderless]] = {
     "one layer": lambda: DeepNADE(4, 8),
     "deep, levels": lambda: DeepNADE(4, [8, 9], {"kind": "categorical", "levels": 3}, activation="tanh"),
     "convolutions": lambda: ConvNADE((2, 2), [6, 5]),
+    "valid and full": lambda: ConvNADE(
+        (2, 2), [5, 4, 3], kernel_size=[2, 1, 2, 3], padding=["valid", "same", "full", "same"]
+    ),
     "convolutions, levels": lambda: ConvNADE((2, 2), 6, {"kind": "categorical", "levels": 3}, activation="elu"),
 }
 
@@ -163,11 +167,16 @@ def test_round_trips_and_bad_data(model: Orderless, tmp_path: Path) -> None:
     assert_refuses_bad_data(model, _x(model))
 
 
-def test_windows_are_wide_enough() -> None:
-    # On a larger image than the kernels reach, with a permutation: what the sampler keeps is what a full pass gives.
-    model = randomise(ConvNADE((5, 4), [4, 4], kernel_size=3))
+@pytest.mark.parametrize(
+    "forms",
+    [{}, {"kernel_size": [5, 3, 1]}, {"kernel_size": [4, 3, 6], "padding": ["valid", "valid", "full"]}],
+    ids=["square", "uneven", "valid and full"],
+)
+def test_what_a_sampler_keeps_is_what_a_full_pass_gives(forms: dict[str, Any]) -> None:
+    # On a larger image than the kernels reach, with a permutation.
+    model = randomise(ConvNADE((7, 6), [4, 4], **forms))
     assert isinstance(model, ConvNADE)
-    order = torch.randperm(20)
+    order = torch.randperm(42)
     drawn = model.sample(8, seed=1, order=order, return_info=True)
     assert isinstance(drawn, SampleResult)
     with torch.no_grad():
@@ -196,7 +205,10 @@ def test_parameters_by_formula() -> None:
     [
         (lambda: DeepNADE(4, []), r"hidden: expected at least one hidden layer"),
         (lambda: ConvNADE((4,), 3), r"size: expected \(height, width\)"),
-        (lambda: ConvNADE((4, 4), 3, kernel_size=2), r"kernel_size: expected an odd number, got 2"),
+        (lambda: ConvNADE((4, 4), 3, kernel_size=2), r"kernel_size: expected an odd number for padding=.same., got 2"),
+        (lambda: ConvNADE((4, 4), 3, kernel_size=[3]), r"kernel_size: expected one for each of 2 convolutions, got 1"),
+        (lambda: ConvNADE((4, 4), 3, padding="valid"), r"padding: expected the image's size in the end, got planes of"),
+        (lambda: ConvNADE((4, 4), 3, padding="wide"), r"padding: expected same, valid or full, got 'wide'"),
         (lambda: DeepNADE(4, 3)(torch.zeros(2, 4), torch.zeros(3).bool()), r"known: expected shape \[4\] or \[2, 4\]"),
         (lambda: DeepNADE(4, 3).log_prob(torch.zeros(2, 4), order=[0, 1]), r"order: expected shape \[4\]"),
         (

@@ -9,15 +9,14 @@ import pytest
 import torch
 from model_properties import (
     assert_autoregressive,
-    assert_prefix_is_conditioned,
+    assert_image_model,
     assert_refuses_bad_data,
-    assert_round_trips,
     assert_sampler_agrees,
     assert_samples_follow,
+    images,
     randomise,
     raster,
 )
-from torch import Tensor
 
 from fastar.models import PixelCNN
 
@@ -38,14 +37,9 @@ def model(request: pytest.FixtureRequest) -> PixelCNN:
     return model
 
 
-def _x(model: PixelCNN, n: int = 5) -> Tensor:
-    assert model.distribution.levels is not None
-    return torch.randint(0, model.distribution.levels, (n, *model.shape))
-
-
 def test_autoregressive(model: PixelCNN) -> None:
     # Of so few coloured channels relu can silence all that carry a colour to the next.
-    assert_autoregressive(model, _x(model), raster(model.shape), dense=model.shape == GREY)
+    assert_autoregressive(model, images(model), raster(model.shape), dense=model.shape == GREY)
 
 
 def test_gradients_reach_no_later_pixel() -> None:
@@ -61,23 +55,15 @@ def test_gradients_reach_no_later_pixel() -> None:
         assert (c, h, w) == (0, 0, 0) or (grad[0][place < place[c, h, w]] != 0).any()
 
 
-def test_samples_follow_log_prob(model: PixelCNN) -> None:
-    assert_samples_follow(model, model.shape)
-
-
-def test_a_known_prefix_is_conditioned_on(model: PixelCNN) -> None:
-    assert_prefix_is_conditioned(model, model.shape, raster(model.shape), 3)
-
-
-def test_round_trips(model: PixelCNN, tmp_path: Path) -> None:
-    assert_round_trips(model, _x(model), tmp_path)
+def test_all_properties(model: PixelCNN, tmp_path: Path) -> None:
+    assert_image_model(model, tmp_path)
 
 
 def test_bad_data(model: PixelCNN) -> None:
     if model.distribution.levels != 2:
-        assert_refuses_bad_data(model, _x(model))
+        assert_refuses_bad_data(model, images(model))
     with pytest.raises(ValueError, match=r"x: expected shape"):
-        model(_x(model)[:, :, :1])
+        model(images(model)[:, :, :1])
 
 
 def test_conditions_are_classes_vectors_and_maps() -> None:

@@ -178,7 +178,11 @@ def test_elementwise(function: str) -> None:
         y = trial.state(width * (2 if function == "concat_elu" else 1)).at()
         binary = function in ("add", "mul")
         alpha, beta = (-1.0, 1.5) if function == "clamp" else (0.75, 0.25)
-        steps.append(Elementwise(y, function, a, b if binary else None, alpha, 0.0 if binary else beta))
+        source = a
+        if function == "log":
+            source = trial.state(width).at()
+            steps.append(Elementwise(source, "exp", a))
+        steps.append(Elementwise(y, function, source, b if binary else None, alpha, 0.0 if binary else beta))
     _check(trial.program(lambda t: steps))
 
 
@@ -203,15 +207,15 @@ def test_gates_norms_and_cells(width: int) -> None:
 
 
 @pytest.mark.usefixtures("level")
-@pytest.mark.parametrize("window", [None, 2])
-def test_attention_gather_and_store(window: int | None) -> None:
+@pytest.mark.parametrize("seen", [(None, None), (2, None), (None, (1, 0, 2))], ids=str)
+def test_attention_gather_and_store(seen: tuple[int | None, tuple[int, int, int] | None]) -> None:
     trial = Trial(3)
     attentions: list[Attention] = []
     newest = variable("t")
     for heads, kv_heads, d, e in ((1, 1, 5, 3), (4, 2, 16, 24), (6, 1, 20, 70)):
         q, y = trial.state(heads * d).at(), trial.state(heads * e).at()
         keys, values = (trial.state(3, kv_heads * size).buffer.name for size in (d, e))
-        attentions.append(Attention(y, q, keys, values, newest, heads, kv_heads, d**-0.5, window))
+        attentions.append(Attention(y, q, keys, values, newest, heads, kv_heads, d**-0.5, *seen))
     table, embedding, value = trial.weight(8, 40), trial.state(40).at(), trial.state(1).at()
 
     def build(t: Index) -> list[Instruction]:
@@ -234,4 +238,6 @@ def test_numbers_at_the_ends_of_the_range() -> None:
     exact.advance()
     for name in names:
         ours, theirs = (run.state_dict()["buffers"][outs[name].buffer].double() for run in (fast, exact))
-        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-34, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-6, atol=1e-34, equal_nan=True, msg=lambda m, name=name: f"{name}: {m}"
+        )

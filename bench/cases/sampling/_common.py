@@ -143,7 +143,11 @@ def _check(workload: Workload, device: torch.device) -> None:
     length = None if workload.program.positions else workload.positions
     symbols = sampler.sample(uniforms=u.T[:, :, None].double().contiguous(), length=length, seed=0)
     assert isinstance(symbols, Tensor)
+    symbols, layout = symbols.flatten(1), workload.program.layout
+    if layout is not None:
+        # As they are drawn: an image comes with its channels first.
+        symbols = symbols[:, workload.program.weights[layout].long().cpu()]
     for name, loop in workload.loops.items():
         drawn = loop(u[:positions].to(device)).long().cpu()
-        if not torch.equal(drawn, symbols.reshape(workload.rows, -1)[:, :positions].long()):
+        if not torch.equal(drawn, symbols[:, :positions].long()):
             raise RuntimeError(f"{name}: draws other symbols than ours from the same uniform numbers")

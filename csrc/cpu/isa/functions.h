@@ -121,14 +121,32 @@ inline Lanes gelu_tanh(Lanes x) {
     return times_sigmoid(x, z);
 }
 
+// log(1 + r) - r over r^2, for 1 + r from sqrt(1/2) to sqrt(2).
+constexpr float kLogCore[] = {0.06767020336f, -0.1155657755f, 0.1181256867f,  -0.1242095011f, 0.1423228523f,
+                              -0.1666752881f, 0.2000144769f,  -0.2500001109f, 0.3333332279f,  -0.4999999994f};
+
 // log(1 + u) for u in [0, 1].
 inline Lanes log1p_unit(Lanes u) {
-    constexpr float kCore[] = {0.06767020336f, -0.1155657755f, 0.1181256867f,  -0.1242095011f, 0.1423228523f,
-                               -0.1666752881f, 0.2000144769f,  -0.2500001109f, 0.3333332279f,  -0.4999999994f};
     const Mask large = splat(0.41421356f) < u;
     const Lanes r = pick(large, splat(0.5f) * (u - splat(1.0f)), u);
-    const Lanes y = fma(polynomial(r, kCore), r * r, r);
+    const Lanes y = fma(polynomial(r, kLogCore), r * r, r);
     return pick(large, y + splat(0.69314718f), y);
+}
+
+// -infinity at 0, for which the executor takes denormals too; not a number below.
+inline Lanes log(Lanes x) {
+    constexpr float kInfinity = __builtin_inff();
+    const Lanes whole = exponent_of(x);
+    const Lanes mantissa = scale_by_power(x, splat(0.0f) - whole);
+    const Mask large = splat(1.41421356f) < mantissa;
+    const Lanes n = pick(large, whole + splat(1.0f), whole);
+    const Lanes r = pick(large, splat(0.5f) * mantissa, mantissa) - splat(1.0f);
+    // ln 2 in two parts, as for exp.
+    const Lanes low = fma(n, splat(-2.12194440e-4f), polynomial(r, kLogCore) * r * r);
+    const Lanes y = fma(n, splat(0.693359375f), r + low);
+    const Lanes ordinary = pick(splat(3.40282347e38f) < x, splat(kInfinity), y);
+    const Lanes none = pick(x < splat(0.0f), splat(__builtin_nanf("")), x - splat(kInfinity));
+    return pick(splat(0.0f) < x, ordinary, none);
 }
 
 inline Lanes softplus(Lanes x) {
@@ -156,6 +174,8 @@ inline Lanes apply(Function function, Lanes x) {
             return times_sigmoid(x, x);
         case Function::kExp:
             return exp(x);
+        case Function::kLog:
+            return log(x);
         case Function::kSoftplus:
             return softplus(x);
     }

@@ -100,6 +100,10 @@ inline Lanes add_to_exponent(Lanes a, Lanes shifted) {
     const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
     return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), n))};
 }
+// floor(log2 a) for normal a above 0.
+inline Lanes exponent_of(Lanes a) {
+    return {_mm512_getexp_ps(a.v)};
+}
 inline Lanes square_root(Lanes a) {
     return {_mm512_sqrt_ps(a.v)};
 }
@@ -110,6 +114,13 @@ inline Lanes reciprocal(Lanes a) {
 }
 inline float sum(Lanes a) {
     return _mm512_reduce_add_ps(a.v);
+}
+// The sum of all lanes, in each of them.
+inline Lanes sum_everywhere(Lanes a) {
+    __m512 v = _mm512_add_ps(a.v, _mm512_shuffle_f32x4(a.v, a.v, 0x4e));
+    v = _mm512_add_ps(v, _mm512_shuffle_f32x4(v, v, 0xb1));
+    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0x4e));
+    return {_mm512_add_ps(v, _mm512_permute_ps(v, 0xb1))};
 }
 inline float largest(Lanes a) {
     return _mm512_reduce_max_ps(a.v);
@@ -201,6 +212,13 @@ inline __m256 exponent_sum(__m256 a, __m256 shifted) {
 inline Lanes add_to_exponent(Lanes a, Lanes shifted) {
     return {exponent_sum(a.lo, shifted.lo), exponent_sum(a.hi, shifted.hi)};
 }
+inline __m256 exponent_bits(__m256 a) {
+    const __m256i exponent = _mm256_srli_epi32(_mm256_castps_si256(a), 23);
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(exponent, _mm256_set1_epi32(127)));
+}
+inline Lanes exponent_of(Lanes a) {
+    return {exponent_bits(a.lo), exponent_bits(a.hi)};
+}
 inline Lanes square_root(Lanes a) {
     return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)};
 }
@@ -212,6 +230,9 @@ inline float sum(Lanes a) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline Lanes sum_everywhere(Lanes a) {
+    return splat(sum(a));
 }
 inline float largest(Lanes a) {
     const __m256 eight = _mm256_max_ps(a.lo, a.hi);
@@ -314,6 +335,12 @@ inline Lanes add_to_exponent(Lanes a, Lanes shifted) {
     std::memcpy(a.v, bits, sizeof bits);
     return a;
 }
+inline Lanes exponent_of(Lanes a) {
+    std::uint32_t bits[kLanes];
+    std::memcpy(bits, a.v, sizeof bits);
+    for (int i = 0; i < kLanes; ++i) a.v[i] = static_cast<float>(static_cast<std::int32_t>(bits[i] >> 23) - 127);
+    return a;
+}
 inline Lanes square_root(Lanes a) {
     return each([&](int i) { return __builtin_sqrtf(a.v[i]); });
 }
@@ -325,6 +352,9 @@ inline float sum(Lanes a) {
         for (int i = 0; i < width; ++i) a.v[i] += a.v[i + width];
     }
     return a.v[0];
+}
+inline Lanes sum_everywhere(Lanes a) {
+    return splat(sum(a));
 }
 inline float largest(Lanes a) {
     float m = a.v[0];
