@@ -154,9 +154,14 @@ def _times_of_cuda(executor: Executor) -> str:
     return executor.times()
 
 
+def _sample_on_cuda(executor: Executor, n: int, length: int, seed: int, row_offset: int) -> Tensor | None:
+    assert isinstance(executor, cuda.Cuda)
+    return executor.sample(n, length, seed, row_offset)
+
+
 # Fastest first: `backend="auto"` takes the first that does not decline.
 BACKENDS: list[Backend] = [
-    Backend("cuda", _cuda_declines, _cuda, _describe_cuda, _times_of_cuda),
+    Backend("cuda", _cuda_declines, _cuda, _describe_cuda, _times_of_cuda, _sample_on_cuda),
     Backend("cpu", _cpu_declines, _cpu, _describe_cpu, _times_of_cpu, _sample_on_cpu),
     Backend("reference", _reference_declines, _reference, lambda e: "a loop in Python over torch"),
 ]

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from fastar import native
 from fastar.native import cuda as cuda_library
-from fastar.sampling import cuda_plan
+from fastar.sampling import cuda_plan, draws, space
 from fastar.sampling.cpu import Spent
 from fastar.sampling.cuda_plan import SCHEDULES, Schedule, Wishes
 from fastar.sampling.cuda_run import Run
 from fastar.sampling.instructions import Attention, Draw
 from fastar.sampling.program import Program
-from fastar.sampling.request import Request
+from fastar.sampling.request import Request, make
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 
@@ -115,10 +115,12 @@ class Cuda:
         self.wishes = Wishes(schedule, rows, shared_bytes, blocks)
         self.card = self.library.describe(self.index)
         self.last: Spent | None = None
+        self._again: Run | None = None
         self.repack(program.weights)
 
     def repack(self, weights: Mapping[str, Tensor]) -> None:
         """Take other weights of the same names, shapes and dtypes."""
+        self._again = None
         self.program = self.program.with_weights(weights)
         held, pack = cuda_plan.packer(self.program, self.precision)
         self.packed, self.schedule, self.declined = cuda_plan.choose(
@@ -180,6 +182,23 @@ class Cuda:
     def start(self, request: Request) -> Run:
         """A run at its first position."""
         return Run(self, request)
+
+    def sample(self, n: int, length: int, seed: int, row_offset: int) -> Tensor | None:
+        """The values of a whole run without options, [n, *shape] in the data's space; None where a draw failed.
+
+        The run of the last such call is taken again: to make one takes the host longer than a small model the card.
+        """
+        run = self._again
+        if run is None or (len(run.request.rows), run.request.length) != (n, length):
+            run = self._again = self.start(make(self.program, n, seed=seed, length=length, row_offset=row_offset))
+        else:
+            run.restart(seed, row_offset)
+        try:
+            run.advance()
+        except draws.SamplingError:
+            return None
+        integers = self.program.value.dtype == "int"
+        return space.to_data(self.program, run.results()[0], torch.int64 if integers else torch.float32)
 
     def resume(self, request: Request, state: Mapping[str, Any]) -> Run:
         """The run that `Run.state_dict` recorded, under the same request."""

@@ -6,6 +6,7 @@ import contextlib
 import time
 import weakref
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from fastar import native
 from fastar.sampling import cuda_plan, draws
 from fastar.sampling.cpu import REASONS, Spent
 from fastar.sampling.index import Ref
+from fastar.sampling.philox import as_int64
 from fastar.sampling.reference import fingerprint
 from fastar.sampling.request import Request
 
@@ -82,9 +84,8 @@ class Run:
         self._progress_bytes = progress.numel()
         begins = [progress.flatten(), request.lengths.view(torch.uint8), torch.zeros(16 * n, dtype=torch.uint8)]
         head = sum(one.numel() for one in begins)
-        self._begin = torch.cat([*begins, request.rows.view(torch.uint8), request.seeds.view(torch.uint8)]).to(device)
-        self._rows, self._seeds = self._begin[head:].view(torch.int64).view(2, n)
-        self._begin = self._begin[:head]
+        whole = torch.cat([*begins, request.rows.view(torch.uint8), request.seeds.view(torch.uint8)]).to(device)
+        self._begin, self._names = whole[:head], whole[head:].view(torch.int64).view(2, n)
         self._state = torch.empty(head + 8 * n * T * V, dtype=torch.uint8, device=device)
         self._values, self.log_prob, self.lengths, self.log_weight = self._outcome(self._state)
 
@@ -124,6 +125,15 @@ class Run:
         self._record["turn"] = 0
         self._stand_at(0, self.request.lengths)
 
+    def restart(self, seed: int, row_offset: int) -> None:
+        """Back to the first position, to draw with another seed, for rows from `row_offset` on."""
+        # Sums of integers wrap, as the numbers of rows do.
+        rows = torch.arange(len(self.request.rows)) + as_int64(row_offset, "row_offset")
+        seeds = torch.full_like(rows, as_int64(seed))
+        self.request = replace(self.request, rows=rows, seeds=seeds)
+        self._names.copy_(torch.stack((rows, seeds)))
+        self.rewind()
+
     def _make_record(self, n: int, T: int) -> dict[str, Any]:
         request, device, plan = self.request, self.executor.device, self.executor.schedule
 
@@ -138,8 +148,8 @@ class Run:
             return None if t is None else t.data_ptr()
 
         held = {
-            "row_numbers": self._rows,
-            "seeds": self._seeds,
+            "row_numbers": self._names[0],
+            "seeds": self._names[1],
             "given": ready("given", request.given, torch.float64),
             "support": ready("support", request.levels, torch.uint8),
             "low": ready("support", request.low, torch.float64),

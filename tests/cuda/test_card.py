@@ -57,8 +57,8 @@ REAL: dict[str, tuple[Callable[[], Program], int | None, int]] = {
     "NADE": (lambda: nade.program(nade.parameters(784, 500)), None, 9),
     "WaveNet": (lambda: wavenet.program(wavenet.parameters(256, 64, 256, 20), (1, 2, 4, 8, 16) * 4), 40, 17),
     "char-RNN": (lambda: CharRNN(128, 512, 3).lower(), 40, 64),
-    "PixelCNN": (lambda: pixelcnn.program(pixelcnn.parameters(128, 8, 256), 8, 8), None, 3),
-    "GPT-2": (lambda: transformer.program(transformer.parameters(transformer.GPT2), transformer.GPT2), 6, 2),
+    "PixelCNN": (lambda: pixelcnn.make_model(8, 8, 128, 8, 256).lower(), None, 3),
+    "GPT-2": (lambda: transformer.make_model(transformer.GPT2).lower(), 6, 2),
 }
 
 

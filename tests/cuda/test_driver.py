@@ -17,7 +17,7 @@ import torch
 
 from fastar import native
 from fastar.native import cuda, cuda_build
-from fastar.sampling import Sampler, backends, cuda_run
+from fastar.sampling import Sampler, backends, cuda_run, space
 from fastar.sampling import cuda as cuda_executor
 from fastar.sampling.cuda import Cuda
 from fastar.sampling.cuda_plan import DoesNotFitError
@@ -332,6 +332,32 @@ def test_a_stuck_kernel_is_an_error(card: Any, monkeypatch: pytest.MonkeyPatch) 
         run.advance()
     card.pretend("stall", 0, 0)
     card.wait(0, 0)
+
+
+@pytest.mark.parametrize("name", ["wavenet", "gated_pixelcnn", "flow"])
+def test_a_run_taken_again_draws_what_a_new_one_does(twin: Any, name: str) -> None:
+    program = LARGE["flow"]() if name == "flow" else CONSUMERS[name][0]().program
+    executor, length = Cuda(program, rows=2, library=twin), program.positions or 6
+    first = executor._again
+    for seed, row_offset in ((3, 0), (2**64 - 1, 2**64 - 2), (3, 5)):
+        drawn = executor.sample(3, length, seed, row_offset)
+        run = executor.start(make(program, 3, seed=seed, length=length, row_offset=row_offset))
+        run.advance()
+        assert drawn is not None
+        assert torch.equal(drawn, space.to_data(program, run.results()[0], drawn.dtype))
+        assert first is None or first is executor._again
+        first = executor._again
+    executor.repack(program.weights)
+    assert executor._again is None
+
+
+def test_a_run_taken_again_tells_of_a_failed_draw(twin: Any) -> None:
+    program = LARGE["transformer"]()
+    weights = dict(program.weights)
+    weights["fc"] = torch.full_like(weights["fc"], 3e38)
+    executor = Cuda(program.with_weights(weights), library=twin)
+    assert executor.sample(2, 3, 1, 0) is None
+    assert executor.sample(2, 3, 1, 0) is None
 
 
 def _sampler(twin: Any, program: Any, n: int) -> Sampler:

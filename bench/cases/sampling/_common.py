@@ -146,7 +146,7 @@ def _check(workload: Workload, device: torch.device) -> None:
     symbols, layout = symbols.flatten(1), workload.program.layout
     if layout is not None:
         # As they are drawn: an image comes with its channels first.
-        symbols = symbols[:, workload.program.weights[layout].long()]
+        symbols = symbols[:, workload.program.weights[layout].long().cpu()]
     for name, loop in workload.loops.items():
         drawn = loop(u[:positions].to(device)).long().cpu()
         if not torch.equal(drawn, symbols[:, :positions].long()):
