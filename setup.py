@@ -27,7 +27,18 @@ X86_LEVELS = {
     "avx512": AVX512,
     "avx512_bf16": [*AVX512, "-mavx512bf16", "-mavx512vnni"],
 }
-LEVELS = X86_LEVELS if platform.machine().lower() in {"x86_64", "amd64"} else {"baseline": []}
+
+
+def levels_to_build() -> dict[str, list[str]]:
+    """The machine's levels up to FASTAR_HIGHEST_LEVEL, or all: most of the build's time goes into the higher ones."""
+    levels = X86_LEVELS if platform.machine().lower() in {"x86_64", "amd64"} else {"baseline": []}
+    highest = os.environ.get("FASTAR_HIGHEST_LEVEL") or list(levels)[-1]
+    if highest not in levels:
+        raise ValueError(f"FASTAR_HIGHEST_LEVEL: expected one of {', '.join(levels)}, got {highest!r}")
+    return dict(list(levels.items())[: list(levels).index(highest) + 1])
+
+
+LEVELS = levels_to_build()
 
 
 def relative(paths: list[Path]) -> list[str]:

@@ -2,9 +2,11 @@
 
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +14,7 @@
 #include "bindings/read_program.h"
 #include "cpu/executor/plan.h"
 #include "cpu/executor/run.h"
+#include "cpu/executor/whole_run.h"
 
 namespace py = pybind11;
 
@@ -22,12 +25,17 @@ using cpu::Plan;
 using cpu::Run;
 
 std::shared_ptr<Plan> make_plan(const py::object& program, const py::dict& weights, const std::string& precision,
-                                int threads, std::int64_t rows, const std::string& sharing) {
+                                int threads, std::int64_t rows, const std::string& sharing,
+                                std::optional<double> ns_to_hear) {
     const std::map<std::string, cpu::Precision> precisions{{"float32", cpu::Precision::kFloat32},
                                                            {"bfloat16", cpu::Precision::kBfloat16},
                                                            {"int8", cpu::Precision::kInt8}};
     cpu::Program read = read_program(program, weights);
-    cpu::PlanOptions options{.precision = precisions.at(precision), .threads = threads, .rows = rows, .sharing = {}};
+    cpu::PlanOptions options{.precision = precisions.at(precision),
+                             .threads = threads,
+                             .rows = rows,
+                             .sharing = {},
+                             .ns_to_hear = ns_to_hear};
     if (sharing != "auto") options.sharing = sharing == "rows" ? cpu::Sharing::kRows : cpu::Sharing::kSteps;
     const py::gil_scoped_release release;
     return std::make_shared<Plan>(std::move(read), options);
@@ -81,6 +89,24 @@ std::int64_t advance(Run& run, std::int64_t positions) {
     return total;
 }
 
+// A whole run of `rows` rows, its values as int64 or float32 at `out`; returns the seconds it took, or -1 where a draw
+// failed.
+double sample(const std::shared_ptr<Plan>& plan, std::int64_t rows, std::int64_t length, std::uint64_t seed,
+              std::uint64_t first_row, bool integers, const py::object& layout, std::uintptr_t out) {
+    using Clock = std::chrono::steady_clock;
+    const auto begin = Clock::now();
+    cpu::WholeRun whole(plan, rows, length, seed, first_row);
+    advance(whole.run(), length);
+    if (whole.run().failure().kind != cpu::FailureKind::kNone) return -1.0;
+    const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
+    if (integers) {
+        whole.copy(address<const std::int32_t>(layout), at<std::int64_t>(out));
+    } else {
+        whole.copy(address<const std::int32_t>(layout), at<float>(out));
+    }
+    return seconds;
+}
+
 // Per block and thread: (code entry, first unit, end, waits) of each task, in order.
 py::list tasks(const Plan& plan) {
     py::list blocks;
@@ -111,12 +137,15 @@ py::object failure(const Run& run) {
 void bind_executor(py::module_& module) {
     py::class_<Plan, std::shared_ptr<Plan>>(module, "Plan", "A step program, packed for the cpu executor.")
         .def(py::init(&make_plan), py::arg("program"), py::arg("weights"), py::arg("precision"), py::arg("threads"),
-             py::arg("rows"), py::arg("sharing"))
+             py::arg("rows"), py::arg("sharing"), py::arg("ns_to_hear") = py::none())
         .def_readonly("threads", &Plan::threads)
         .def_property_readonly("sharing",
                                [](const Plan& p) { return p.sharing == cpu::Sharing::kRows ? "rows" : "steps"; })
         .def_property_readonly("predicted_ns", &Plan::predicted_ns)
+        .def_readonly("ns_to_hear", &Plan::ns_to_hear)
         .def_property_readonly("tasks", &tasks)
+        .def("sample", &sample, py::arg("rows"), py::arg("length"), py::arg("seed"), py::arg("first_row"),
+             py::arg("integers"), py::arg("layout"), py::arg("out"))
         .def_property_readonly("weight_bytes", [](const Plan& p) { return p.store.bytes(); })
         .def_property_readonly("own_floats", &Plan::own_floats)
         .def_property_readonly("row_bytes", [](const Plan& p) { return p.layout.row_stride * 4; });

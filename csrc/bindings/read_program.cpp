@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <array>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -217,6 +218,10 @@ class Reader {
             i.heads = from.attr("heads").cast<std::int64_t>();
             i.kv_heads = from.attr("kv_heads").cast<std::int64_t>();
             i.window = number(from.attr("window"));
+            if (const py::object local = from.attr("local"); !local.is_none()) {
+                const auto sizes = local.cast<std::array<std::int64_t, 3>>();
+                i.local = {sizes[0], sizes[1], sizes[2]};
+            }
         }
         return i;
     }

@@ -15,25 +15,38 @@
 namespace fastar {
 namespace {
 
+// A range in pieces, [edges[i], edges[i + 1]).
 struct Job {
     const std::function<void(std::size_t, std::size_t)>* body = nullptr;
-    std::size_t count = 0;
-    std::size_t pieces = 0;
+    const std::vector<std::size_t>* edges = nullptr;
+
+    std::size_t pieces() const { return edges->size() - 1; }
+    void run(std::size_t i) const { (*body)((*edges)[i], (*edges)[i + 1]); }
 };
 
 // A job whose pieces several threads take by turns.
 struct Shared {
-    const std::function<void(std::size_t, std::size_t)>* body;
-    std::size_t count;
-    std::size_t pieces;
+    Job job;
     std::atomic<std::size_t> next{0};
 
     void take() {
-        for (std::size_t i = next.fetch_add(1); i < pieces; i = next.fetch_add(1)) {
-            (*body)(count* i / pieces, count * (i + 1) / pieces);
-        }
+        for (std::size_t i = next.fetch_add(1); i < job.pieces(); i = next.fetch_add(1)) job.run(i);
     }
 };
+
+// Pieces of a worker's half of what is left, down to a 32nd of its share: a thread that starts late, or has to share
+// its core, takes fewer, and in the end nobody waits long for the other's last one.
+std::vector<std::size_t> edges_of(std::size_t count, std::size_t grain, std::size_t workers) {
+    const std::size_t least = std::max(grain, count / (32 * workers));
+    std::vector<std::size_t> edges{0};
+    while (edges.back() < count) {
+        const std::size_t left = count - edges.back();
+        const std::size_t size = std::max(least, left / (2 * workers));
+        // What would be less than the least goes with the last piece.
+        edges.push_back(left < size + least ? count : edges.back() + size);
+    }
+    return edges;
+}
 
 class Pool {
   public:
@@ -65,15 +78,13 @@ class Pool {
 
   private:
     void take_pieces(const Job& job) {
-        for (std::size_t i = next_.fetch_add(1); i < job.pieces; i = next_.fetch_add(1)) {
-            (*job.body)(job.count* i / job.pieces, job.count * (i + 1) / job.pieces);
-        }
+        for (std::size_t i = next_.fetch_add(1); i < job.pieces(); i = next_.fetch_add(1)) job.run(i);
     }
 
     void serve() {
         std::unique_lock lock(mutex_);
         while (true) {
-            wake_.wait(lock, [this] { return stopping_ || (open_ && next_.load() < job_.pieces); });
+            wake_.wait(lock, [this] { return stopping_ || (open_ && next_.load() < job_.pieces()); });
             if (stopping_) return;
             const Job job = job_;
             ++inside_;
@@ -121,15 +132,14 @@ void parallel_for(std::size_t count, std::size_t grain, int threads,
         body(0, count);
         return;
     }
-    // Four pieces a worker: one that starts late, or shares its core with a spinning thread of another pool, takes
-    // fewer.
-    const std::size_t pieces = std::min(most, workers * 4);
+    const std::vector<std::size_t> edges = edges_of(count, std::max<std::size_t>(1, grain), workers);
+    const Job job{&body, &edges};
     // Torch's threads first: they spin for milliseconds after each of torch's own loops, and a pool beside them would
     // get half of every core meanwhile. The team is always the whole one, which the runtime keeps from call to call.
-    Shared shared{&body, count, pieces};
+    Shared shared{job};
     const auto take = [](void* data) { static_cast<Shared*>(data)->take(); };
     if (run_on_openmp(take, &shared, threads)) return;
-    pool().run({&body, count, pieces}, static_cast<int>(workers) - 1);
+    pool().run(job, static_cast<int>(workers) - 1);
 }
 
 }  // namespace fastar

@@ -12,9 +12,13 @@ extern const KernelTable table;
 namespace avx2 {
 extern const KernelTable table;
 }
+#endif
+#ifdef FASTAR_HAS_AVX512
 namespace avx512 {
 extern const KernelTable table;
 }
+#endif
+#ifdef FASTAR_HAS_AVX512_BF16
 namespace avx512_bf16 {
 extern const KernelTable table;
 }
@@ -28,28 +32,38 @@ struct Level {
     bool usable;
 };
 
-const std::vector<Level>& levels() {
 #ifdef FASTAR_HAS_AVX2
-    static const auto has_avx2 = [] {
-        __builtin_cpu_init();
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    };
-    static const auto has_avx512 = [] {
-        return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    };
-    static const auto has_avx512_bf16 = [] {
-        return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-    };
+bool has_avx2() {
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+#endif
+#ifdef FASTAR_HAS_AVX512
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+#ifdef FASTAR_HAS_AVX512_BF16
+bool has_avx512_bf16() {
+    return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+// Lowest first. A build may end at any of them.
+const std::vector<Level>& levels() {
     static const std::vector<Level> all{
         {"baseline", &baseline::table, true},
+#ifdef FASTAR_HAS_AVX2
         {"avx2", &avx2::table, has_avx2()},
-        {"avx512", &avx512::table, has_avx512()},
-        {"avx512_bf16", &avx512_bf16::table, has_avx512_bf16()},
-    };
-#else
-    static const std::vector<Level> all{{"baseline", &baseline::table, true}};
 #endif
+#ifdef FASTAR_HAS_AVX512
+        {"avx512", &avx512::table, has_avx512()},
+#endif
+#ifdef FASTAR_HAS_AVX512_BF16
+        {"avx512_bf16", &avx512_bf16::table, has_avx512_bf16()},
+#endif
+    };
     return all;
 }
 

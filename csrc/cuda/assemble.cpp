@@ -434,6 +434,7 @@ class Assembler {
         c.heads = narrow(i.heads);
         c.kv_heads = narrow(i.kv_heads);
         c.window = narrow(i.window.value_or(0));
+        c.local = {narrow(i.local.rows), narrow(i.local.columns), narrow(i.local.width)};
         c.scale = static_cast<float>(i.scale);
         c.shift = static_cast<float>(i.shift);
         c.first = static_cast<float>(i.first);

@@ -3,15 +3,15 @@
 
 #include <cstdint>
 
+#include "common/seen.h"
 #include "cuda/context.cuh"
 
 namespace fastar::cuda {
 
 FASTAR_DEVICE void run_attention(const Context& x, const Command& c) {
     const Crew crew = x.crew(c);
-    const int newest = x.index(c.index);
-    const int oldest = c.window > 0 && newest - c.window + 1 > 0 ? newest - c.window + 1 : 0;
-    const int count = newest - oldest + 1;
+    const Seen<std::int32_t> positions = seen(static_cast<std::int32_t>(x.index(c.index)), c.window, c.local);
+    const int count = positions.count;
     const int key_width = c.source.width / c.heads;
     const int value_width = c.out.width / c.heads;
     const Crew block = x.block_crew();
@@ -36,7 +36,7 @@ FASTAR_DEVICE void run_attention(const Context& x, const Command& c) {
             const int j = first + group;
             float sum = 0.0f;
             if (j < count) {
-                const float* key = keys + static_cast<std::int64_t>((oldest + j) % c.slots) * c.keys.width;
+                const float* key = keys + static_cast<std::int64_t>(positions.at(j) % c.slots) * c.keys.width;
                 for (int k = quarter; k < key_width; k += 4) sum += query[k] * key[k];
             }
             sum += shuffle_xor(sum, 1);
@@ -60,7 +60,7 @@ FASTAR_DEVICE void run_attention(const Context& x, const Command& c) {
         for (int o = crew.lane; o < value_width; o += kLanes) {
             float sum = 0.0f;
             for (int j = 0; j < count; ++j) {
-                sum += scores[j] * values[static_cast<std::int64_t>((oldest + j) % c.slots) * c.values.width + o];
+                sum += scores[j] * values[static_cast<std::int64_t>(positions.at(j) % c.slots) * c.values.width + o];
             }
             x.put(c, c.out, out + o, sum / total);
         }

@@ -146,6 +146,7 @@ struct Command {
     std::int32_t heads = 1;
     std::int32_t kv_heads = 1;
     std::int32_t window = 0;  // 0: all
+    Neighbourhood<std::int32_t> local;
     std::int32_t slots = 0;
     std::int32_t law = -1;
     float scale = 1.0f;  // also alpha

@@ -64,21 +64,26 @@ struct Context {
         return reinterpret_cast<const T*>(run.stretch + offset);
     }
 
-    // How many copies of an operand a command writes, and one of them.
+    // How many copies of an operand a command writes, and a number into one of them.
     FASTAR_DEVICE int copies(const Command& c, const Operand& o) const {
         return c.shared_out && o.space == kFastSpace ? team.size : 1;
     }
-    FASTAR_DEVICE float* copy(float* own, int copies, int number) const {
-        return copies > 1 ? in_block(own, static_cast<unsigned>(number)) : own;
+    FASTAR_DEVICE void put_copy(float* own, int copies, int number, float value) const {
+        if (copies > 1) {
+            put_in_block(own, static_cast<unsigned>(number), value);
+        } else {
+            *own = value;
+        }
     }
     FASTAR_DEVICE void put(const Command& c, const Operand& o, float* at, float value) const {
         const int all = copies(c, o);
-        for (int i = 0; i < all; ++i) *copy(at, all, i) = value;
+        for (int i = 0; i < all; ++i) put_copy(at, all, i, value);
     }
 
-    FASTAR_DEVICE const double* values(int r, int position) const {
-        return run.values + ((first_row + r) * run.length + position) * run.channels;
+    FASTAR_DEVICE double* values(int r, int position) const {
+        return exchanged(run.values) + ((first_row + r) * run.length + position) * run.channels;
     }
+    FASTAR_DEVICE std::int64_t& length(int r) const { return exchanged(run.lengths)[first_row + r]; }
 
     // The earliest failure is kept: by position, then place, then row.
     FASTAR_DEVICE void fail(FailureKind kind, int place, int r) const {

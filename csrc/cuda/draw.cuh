@@ -51,14 +51,14 @@ struct Drawing {
     // Writes the position's value, and ends the row where it drew the stop symbol.
     FASTAR_DEVICE void complete(const double* value) const {
         const Run& run = x.run;
-        double* to = run.values + (row() * run.length + x.done) * run.channels;
+        double* to = x.values(r, x.done);
         for (int v = 0; v < run.channels; ++v) to[v] = value[v];
-        if (run.stop >= 0 && value[0] == static_cast<double>(run.stop)) run.lengths[row()] = x.done + 1;
+        if (run.stop >= 0 && value[0] == static_cast<double>(run.stop)) x.length(r) = x.done + 1;
     }
     // By one thread: the sums are the block's that always draws for this row.
     FASTAR_DEVICE void keep(const double* value, double log_prob, bool was_known) const {
         double* sums = reinterpret_cast<double*>(shared_memory() + x.layout.sums) + 2 * r;
-        if (x.done < x.run.lengths[row()]) sums[0] += log_prob;
+        if (x.done < x.length(r)) sums[0] += log_prob;
         if (is_noise()) {
             x.put(c, c.out, x.row(c.out, r), static_cast<float>(value[0]));
             return;
@@ -152,7 +152,7 @@ FASTAR_DEVICE void run_draw(const Context& x, const Command& c) {
         if (!by_block && turn % block.warps != block.warp) continue;
         const Drawing d{x, c, law, r, x.index(c.position)};
         // What an ended row goes on computing has no effect, so its draws are left out.
-        if (x.done >= x.run.lengths[d.row()] && !d.is_noise()) continue;
+        if (x.done >= x.length(r) && !d.is_noise()) continue;
         if (law.kind == HeadKind::kCategorical) {
             draw_categorical(d, crew);
         } else if (block.lane == 0) {
@@ -178,7 +178,7 @@ FASTAR_DEVICE void run_emit(const Context& x, const Command& c) {
     for (int r = x.team.rank, turn = 0; r < x.rows; r += x.team.size, ++turn) {
         if (turn % block.warps != block.warp) continue;
         const Drawing d{x, c, *x.weights<Head>(x.run.where.laws), r, x.done};
-        if (x.done >= x.run.lengths[d.row()]) continue;
+        if (x.done >= x.length(r)) continue;
         double value[kMaxChannels];
         const float* source = x.row(c.source, r);
         bool finite = true;

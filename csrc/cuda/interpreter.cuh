@@ -105,7 +105,7 @@ class Interpreter {
             std::int64_t stride = run_.fast_stride;
             if (s >= kSlowSpace) {
                 stride = run_.arena_stride;
-                base = run_.arena + first_row_ * stride + run_.fast;
+                base = exchanged(run_.arena) + first_row_ * stride + run_.fast;
             }
             if (s >= kFirstInputSpace) {
                 const int input = s - kFirstInputSpace;
@@ -146,7 +146,7 @@ class Interpreter {
         copy_wait<0>();
     }
 
-    FASTAR_DEVICE float* saved(int r) const { return run_.arena + (first_row_ + r) * run_.arena_stride; }
+    FASTAR_DEVICE float* saved(int r) const { return exchanged(run_.arena) + (first_row_ + r) * run_.arena_stride; }
 
     // What the next launch goes on from.
     FASTAR_DEVICE void finish() {
@@ -179,8 +179,9 @@ class Interpreter {
     // Whether every row has ended, asked after a meeting: a row that ends from then on ends beyond what is complete, so
     // all threads get the same answer.
     FASTAR_DEVICE bool ended() const {
+        const std::int64_t* lengths = exchanged(run_.lengths) + first_row_;
         for (int r = 0; r < rows_; ++r) {
-            if (run_.lengths[first_row_ + r] > cursor_.done) return false;
+            if (lengths[r] > cursor_.done) return false;
         }
         return true;
     }

@@ -2,11 +2,18 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 
 #include "cuda/error.cuh"
 #include "cuda/vocabulary.cuh"
 
 namespace fastar::cuda {
+
+// Global memory that blocks of the launch write for one another: see `exchanged` of the vocabulary.
+struct Exchanged {
+    void* begin;
+    std::size_t bytes;
+};
 
 struct Grid {
     unsigned blocks;
@@ -14,13 +21,18 @@ struct Grid {
     std::size_t shared = 0;
     unsigned cluster = 1;
     bool together = false;  // all blocks at once, or a refusal
+    std::span<const Exchanged> exchanged = {};
 };
 
 #ifdef FASTAR_TWIN
 
 template <typename... Parameters, typename... Arguments>
 void launch(const Grid& grid, void*, void (*kernel)(Parameters...), Arguments... arguments) {
-    twin::launch({grid.blocks, grid.threads, grid.shared, grid.cluster, grid.together}, [&] { kernel(arguments...); });
+    twin::Shape shape{grid.blocks, grid.threads, grid.shared, grid.cluster, grid.together};
+    for (const Exchanged& one : grid.exchanged) {
+        shape.exchanged.push_back({static_cast<std::byte*>(one.begin), one.bytes});
+    }
+    twin::launch(shape, [&] { kernel(arguments...); });
 }
 
 #else

@@ -89,7 +89,7 @@ FASTAR_DEVICE void multiply_rows(const Context& x, const Command& c) {
         const float y = finish(x, c, m, output, r, sum);
         // Where `add` lies under `out`, every lane has read it before the first writes.
         warp_barrier();
-        for (int i = crew.lane; i < copies; i += kLanes) *x.copy(x.row(c.out, r) + output, copies, i) = y;
+        for (int i = crew.lane; i < copies; i += kLanes) x.put_copy(x.row(c.out, r) + output, copies, i, y);
     }
 }
 
@@ -212,7 +212,7 @@ FASTAR_DEVICE void multiply_tiles(const Context& x, const Command& c) {
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
             if (r >= x.rows || !inside) continue;
-            for (int i = quarter; i < copies; i += 4) *x.copy(x.row(c.out, r) + output, copies, i) = sums[r];
+            for (int i = quarter; i < copies; i += 4) x.put_copy(x.row(c.out, r) + output, copies, i, sums[r]);
         }
     };
     by_parts<kRows>(x, c, sum, keep);
@@ -285,7 +285,7 @@ FASTAR_DEVICE void multiply_fragments(const Context& x, const Command& c) {
             const int r = pair + i % 2;
             if (output >= c.outputs || r >= x.rows) continue;
             const float y = finish(x, c, m, output, r, sums[i]);
-            for (int n = 0; n < copies; ++n) *x.copy(x.row(c.out, r) + output, copies, n) = y;
+            for (int n = 0; n < copies; ++n) x.put_copy(x.row(c.out, r) + output, copies, n, y);
         }
     };
     by_parts<4>(x, c, sum, keep);

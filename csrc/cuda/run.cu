@@ -23,11 +23,19 @@ extern "C" const char* fastar_cuda_run(const fastar::cuda::Run* run, void* strea
         const auto teams = static_cast<unsigned>((run->rows + run->rows_per_team - 1) / run->rows_per_team);
         const auto blocks = static_cast<unsigned>(run->blocks_per_team);
         const bool grid = run->schedule == Schedule::kGrid;
+        const auto rows = static_cast<std::size_t>(run->rows);
+        const auto values = rows * static_cast<std::size_t>(run->length) * static_cast<std::size_t>(run->channels);
+        const Exchanged exchanged[] = {
+            {run->arena, rows * static_cast<std::size_t>(run->arena_stride) * sizeof *run->arena},
+            {run->values, values * sizeof *run->values},
+            {run->lengths, rows * sizeof *run->lengths},
+        };
         launch({.blocks = teams * blocks,
                 .threads = static_cast<unsigned>(run->threads),
                 .shared = static_cast<std::size_t>(layout.bytes),
                 .cluster = run->schedule == Schedule::kCluster ? blocks : 1,
-                .together = grid},
+                .together = grid,
+                .exchanged = exchanged},
                stream, run_program, *run);
     });
 }

@@ -106,6 +106,17 @@ FASTAR_DEVICE T* in_block(T* shared, [[maybe_unused]] unsigned rank) {
     return shared;
 #endif
 }
+// A number for that place.
+template <typename T>
+FASTAR_DEVICE void put_in_block(T* shared, unsigned rank, T value) {
+    *in_block(shared, rank) = value;
+}
+// Global memory that blocks of the launch write for one another, named so by the launch. The twin gives each block a
+// view of its own, which others' writes reach by release and acquire alone.
+template <typename T>
+FASTAR_DEVICE T* exchanged(T* global) {
+    return global;
+}
 // Every thread of the cluster. What was written before the arrival is seen after the wait.
 FASTAR_DEVICE void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <optional>
 #include <random>
 #include <sstream>
 #include <stdexcept>
@@ -68,6 +69,7 @@ struct Block {
     Cluster* cluster = nullptr;
     unsigned index = 0;
     unsigned ended = 0;
+    unsigned arrived = 0;  // at the cluster's barrier
     std::vector<std::byte> memory;
     std::byte* shared = nullptr;
     std::array<Barrier, kBarriers> barriers;
@@ -81,6 +83,8 @@ struct Cluster {
     unsigned phase = 0;
     unsigned ended = 0;
     std::vector<Fibre*> waiting;
+    Stamp arriving;  // what those who have arrived released
+    Stamp released;
 };
 
 struct Options {
@@ -93,6 +97,8 @@ class Scheduler {
   public:
     Scheduler(const Shape& shape, const std::function<void()>& kernel) : shape_(shape), kernel_(kernel) {
         random_.seed(options.seed);
+        const bool alone = shape.cluster == 1 && !shape.together;
+        if (!alone && options.seed % 2 == 1) memory_.emplace(shape.exchanged, shape.blocks);
     }
 
     void run();
@@ -112,6 +118,10 @@ class Scheduler {
         fibres.clear();
     }
     void poll(Fibre* fibre) { polling_.push_back(fibre); }
+    // Where writes do not show at once.
+    std::optional<Memory>& memory() { return memory_; }
+    // What was released through a flag.
+    Stamp& released(const unsigned* flag) { return released_[flag]; }
     void wrote(const unsigned* flag) { writers_[flag] = {current_->block->index, current_->place.thread}; }
     [[noreturn]] void fail(const std::string& message) {
         const Place& at = current_->place;
@@ -140,6 +150,8 @@ class Scheduler {
     std::vector<Fibre*> polling_;
     std::vector<std::unique_ptr<Fibre>> spare_;
     std::map<const unsigned*, std::pair<unsigned, unsigned>> writers_;
+    std::optional<Memory> memory_;
+    std::map<const unsigned*, Stamp> released_;
 };
 
 thread_local Scheduler* scheduler = nullptr;
@@ -156,6 +168,7 @@ void Scheduler::start_cluster() {
         auto block = std::make_unique<Block>();
         block->cluster = cluster.get();
         block->index = started_++;
+        if (memory_) memory_->begin(block->index);
         block->memory.resize(shape_.shared + 128, std::byte{kPoison});
         const auto address = reinterpret_cast<std::uintptr_t>(block->memory.data());
         block->shared = block->memory.data() + (128 - address % 128) % 128;
@@ -198,7 +211,7 @@ void Scheduler::step(Fibre* fibre) {
 void Scheduler::end(Fibre* fibre) {
     Block& block = *fibre->block;
     Cluster& cluster = *block.cluster;
-    ++block.ended;
+    if (++block.ended == shape_.threads && memory_) memory_->release(block.index);
     if (++cluster.ended < shape_.cluster * shape_.threads) return;
     for (auto& one : cluster.blocks) {
         std::move(one->fibres.begin(), one->fibres.end(), std::back_inserter(spare_));
@@ -361,6 +374,22 @@ const std::byte* exchange(const char* what, const void* value, std::size_t bytes
     return slots.data();
 }
 
+std::byte* exchanged(std::byte* global) {
+    auto& memory = scheduler->memory();
+    return memory ? memory->view(scheduler->current().block->index, global) : global;
+}
+
+void put_in_block(std::byte* shared, unsigned rank, const void* value, std::size_t bytes) {
+    std::byte* const there = in_block(shared, rank);
+    const Fibre& me = scheduler->current();
+    auto& memory = scheduler->memory();
+    if (memory && rank != me.place.rank) {
+        memory->store(me.block->index, me.block->cluster->blocks[rank]->index, there, value, bytes);
+    } else {
+        std::memcpy(there, value, bytes);
+    }
+}
+
 std::byte* in_block(std::byte* shared, unsigned rank) {
     const Fibre& me = scheduler->current();
     const std::ptrdiff_t offset = shared - me.block->shared;
@@ -378,9 +407,14 @@ void cluster_arrive() {
     Cluster& cluster = *me.block->cluster;
     if (me.phase != cluster.phase) scheduler->fail("cluster_arrive: no wait since the last arrival");
     ++me.phase;
+    if (++me.block->arrived == me.place.threads) {
+        me.block->arrived = 0;
+        if (auto& memory = scheduler->memory()) join(cluster.arriving, memory->release(me.block->index));
+    }
     if (++cluster.arrived == me.place.cluster * me.place.threads) {
         cluster.arrived = 0;
         ++cluster.phase;
+        cluster.released = cluster.arriving;
         scheduler->wake_all(cluster.waiting);
     }
 }
@@ -388,32 +422,45 @@ void cluster_arrive() {
 void cluster_wait() {
     Fibre& me = scheduler->current();
     Cluster& cluster = *me.block->cluster;
-    if (me.phase == cluster.phase) return;
-    me.state = State::kCluster;
-    cluster.waiting.push_back(&me);
-    scheduler->leave();
+    if (me.phase != cluster.phase) {
+        me.state = State::kCluster;
+        cluster.waiting.push_back(&me);
+        scheduler->leave();
+    }
+    if (auto& memory = scheduler->memory()) memory->acquire(me.block->index, cluster.released);
 }
 
-unsigned add(unsigned* flag, unsigned value) {
+unsigned add(unsigned* flag, unsigned value, Order order) {
     const unsigned before = *flag;
+    auto& memory = scheduler->memory();
+    if (memory && order == Order::kReleaseOrAcquire) {
+        join(scheduler->released(flag), memory->release(scheduler->current().block->index));
+    }
     *flag += value;
     scheduler->wrote(flag);
     return before;
 }
 
-void await(const unsigned* flag, unsigned target) {
-    if (static_cast<int>(*flag - target) >= 0) return;
+unsigned load(const unsigned* flag, Order order) {
     Fibre& me = scheduler->current();
-    me.state = State::kFlag;
-    me.flag = flag;
-    me.target = target;
-    scheduler->poll(&me);
+    scheduler->wake(&me);
     scheduler->leave();
+    auto& memory = scheduler->memory();
+    if (memory && order == Order::kReleaseOrAcquire) memory->acquire(me.block->index, scheduler->released(flag));
+    return *flag;
 }
 
-void yield() {
-    scheduler->wake(&scheduler->current());
-    scheduler->leave();
+void await(const unsigned* flag, unsigned target, Order order) {
+    Fibre& me = scheduler->current();
+    if (static_cast<int>(*flag - target) < 0) {
+        me.state = State::kFlag;
+        me.flag = flag;
+        me.target = target;
+        scheduler->poll(&me);
+        scheduler->leave();
+    }
+    auto& memory = scheduler->memory();
+    if (memory && order == Order::kReleaseOrAcquire) memory->acquire(me.block->index, scheduler->released(flag));
 }
 
 void copy_async(void* to, const void* from, std::size_t bytes) {

@@ -2,13 +2,16 @@
 // scheduler picks which goes on next, so that what only works in one order of threads fails in another.
 //
 // What it shows: a missing barrier, as a value from before or after its time; the read of an asynchronous copy that was
-// not waited for; use of fresh shared memory; threads that wait for ever. What it cannot: a missing release or acquire,
-// since the host's memory is read and written in the order of the program.
+// not waited for; a missing release or acquire between blocks, as a value from before its time (twin/memory.h); use of
+// fresh shared memory; threads that wait for ever.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <vector>
+
+#include "twin/memory.h"
 
 namespace fastar::twin {
 
@@ -18,9 +21,12 @@ struct Shape {
     std::size_t shared;
     unsigned cluster;  // blocks of a cluster
     bool together;     // all blocks are under way at once
+    std::vector<Region> exchanged = {};
 };
 
 // Of launches to come: which order of threads, and how many blocks are under way at once (0: a number from the seed).
+// Between blocks, an even seed shows every write at once, an odd one not before it was released and acquired: a write
+// that comes too early is found by the one, a read that comes too early by the other.
 void configure(std::uint64_t seed, unsigned blocks);
 
 // Runs every thread of every block to its end. Throws std::runtime_error where threads wait for one another for ever,
@@ -46,13 +52,16 @@ constexpr std::size_t kSlot = 64;
 const std::byte* exchange(const char* what, const void* value, std::size_t bytes);
 
 std::byte* in_block(std::byte* shared, unsigned rank);
+void put_in_block(std::byte* shared, unsigned rank, const void* value, std::size_t bytes);
+std::byte* exchanged(std::byte* global);
 void cluster_arrive();
 void cluster_wait();
 
-unsigned add(unsigned* flag, unsigned value);
-void await(const unsigned* flag, unsigned target);
+enum class Order { kRelaxed, kReleaseOrAcquire };
+unsigned add(unsigned* flag, unsigned value, Order order);
 // Others may go first.
-void yield();
+unsigned load(const unsigned* flag, Order order);
+void await(const unsigned* flag, unsigned target, Order order);
 
 void copy_async(void* to, const void* from, std::size_t bytes);
 void copy_commit();

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "twin/fibres.h"
 
@@ -84,6 +85,15 @@ template <typename T>
 T* in_block(T* shared, unsigned rank) {
     return reinterpret_cast<T*>(twin::in_block(reinterpret_cast<std::byte*>(shared), rank));
 }
+template <typename T>
+void put_in_block(T* shared, unsigned rank, T value) {
+    twin::put_in_block(reinterpret_cast<std::byte*>(shared), rank, &value, sizeof value);
+}
+template <typename T>
+T* exchanged(T* global) {
+    using Byte = std::conditional_t<std::is_const_v<T>, const std::byte, std::byte>;
+    return reinterpret_cast<T*>(twin::exchanged(const_cast<std::byte*>(reinterpret_cast<Byte*>(global))));
+}
 inline void cluster_arrive() {
     twin::cluster_arrive();
 }
@@ -92,14 +102,13 @@ inline void cluster_wait() {
 }
 
 inline unsigned add_release(unsigned* flag, unsigned value) {
-    return twin::add(flag, value);
+    return twin::add(flag, value, twin::Order::kReleaseOrAcquire);
 }
 inline unsigned load_acquire(const unsigned* flag) {
-    twin::yield();
-    return *flag;
+    return twin::load(flag, twin::Order::kReleaseOrAcquire);
 }
 inline bool await(const unsigned* flag, unsigned target) {
-    twin::await(flag, target);
+    twin::await(flag, target, twin::Order::kReleaseOrAcquire);
     return true;
 }
 inline void atomic_min(unsigned long long* at, unsigned long long value) {

@@ -7,7 +7,6 @@ the products are PyTorch's own as well, over blocks of queries and the keys that
 from __future__ import annotations
 
 import math
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from fastar import _checks
 from fastar.ops import _autocast
-from fastar.reference.attention import visible
+from fastar.reference.attention import furthest, visible
 
 # Blocks have a multiple of so many positions: shorter ones, and odd numbers of keys, are slow in PyTorch's op.
 BLOCK = 32
@@ -50,7 +49,7 @@ def attention(
     window, local = check_pattern(window, local)
     q, k, v = _cast(q, k, v)
     T, S = q.shape[2], k.shape[2]
-    reach = _reach(window, local)
+    reach = furthest(window, local)
     if local is None and reach >= S - 1:
         if T in (1, S):
             return _product(q, k, v, None, T > 1, scale, dropout)
@@ -112,14 +111,6 @@ def _cast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if to is None or torch.float64 in (q.dtype, k.dtype, v.dtype):
         return q, k, v
     return q.to(to), k.to(to), v.to(to)
-
-
-def _reach(window: int | None, local: tuple[int, int, int] | None) -> int:
-    """How many positions back the furthest is that can be seen."""
-    if local is not None:
-        rows, columns, width = local
-        return rows * width + min(columns, width - 1)
-    return sys.maxsize if window is None else window - 1
 
 
 def _block(reach: int, local: tuple[int, int, int] | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 from torch import Tensor
@@ -26,6 +27,14 @@ def visible(
         seen = seen & (queries // width - keys // width <= rows)
         seen = seen & ((queries % width - keys % width).abs() <= columns)
     return seen
+
+
+def furthest(window: int | None, local: tuple[int, int, int] | None) -> int:
+    """How many positions back the furthest is that can be seen."""
+    if local is not None:
+        rows, columns, width = local
+        return rows * width + min(columns, width - 1)
+    return sys.maxsize if window is None else window - 1
 
 
 def attention(

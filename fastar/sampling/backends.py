@@ -67,6 +67,9 @@ class Backend:
     describe: Callable[[Executor], str] = lambda executor: ""
     # A step's time, predicted and, after a run, measured; empty where an executor knows neither.
     times: Callable[[Executor], str] = lambda executor: ""
+    # (executor, n, length, seed, row_offset): a whole run without options in one call, [n, *shape] in the data's space;
+    # None where a draw failed.
+    sample: Callable[[Executor, int, int, int, int], Tensor | None] | None = None
 
 
 def _reference_declines(plan: Plan) -> str | None:
@@ -106,6 +109,11 @@ def _times_of_cpu(executor: Executor) -> str:
     return executor.times()
 
 
+def _sample_on_cpu(executor: Executor, n: int, length: int, seed: int, row_offset: int) -> Tensor | None:
+    assert isinstance(executor, cpu.Cpu)
+    return executor.sample(n, length, seed, row_offset)
+
+
 _CUDA_PRECISIONS = {**_PRECISIONS, torch.float16: "float16"}
 
 
@@ -129,7 +137,7 @@ def _describe_cuda(executor: Executor) -> str:
 # Fastest first: `backend="auto"` takes the first that does not decline.
 BACKENDS: list[Backend] = [
     Backend("cuda", _cuda_declines, _cuda, _describe_cuda),
-    Backend("cpu", _cpu_declines, _cpu, _describe_cpu, _times_of_cpu),
+    Backend("cpu", _cpu_declines, _cpu, _describe_cpu, _times_of_cpu, _sample_on_cpu),
     Backend("reference", _reference_declines, _reference, lambda e: "a loop in Python over torch"),
 ]
 

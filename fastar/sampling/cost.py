@@ -80,5 +80,9 @@ def _products(step: Instruction, program: Program) -> tuple[float, float]:
         return float(step.out.width), float(step.out.width)
     if isinstance(step, Attention):
         slots = program.buffer(step.keys).shape[0]
-        return 0.0, (step.query.width + step.out.width) * min(step.window or slots, slots) / 2
+        seen = min(step.window or slots, slots) / 2
+        if step.local is not None:
+            rows, columns, width = step.local
+            seen = min(seen, (rows + 0.5) * min(2 * columns + 1, width))
+        return 0.0, (step.query.width + step.out.width) * seen
     return 0.0, 0.0

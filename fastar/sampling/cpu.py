@@ -52,7 +52,7 @@ def why_not(program: Program) -> str | None:
     return None
 
 
-@dataclass
+@dataclass(slots=True)
 class Spent:
     """What a run has taken so far."""
 
@@ -67,7 +67,8 @@ class Cpu:
     `precision` is how matrices are kept: float32, bfloat16 (inputs are rounded alike, sums are float32), or int8 with a
     scale per output (inputs are quantised per row). Buffers are float32 throughout. `rows` is the batch that the work
     is shared out for; a run may have any other. `sharing` is how: each thread alone with its own rows, all threads
-    together at the steps of all rows, or whichever a cost model prefers.
+    together at the steps of all rows, or whichever a cost model prefers; `ns_to_hear`, until one thread sees what
+    another has written, is measured for it unless given.
     """
 
     name = "cpu"
@@ -79,6 +80,7 @@ class Cpu:
         threads: int | None = None,
         rows: int = 1,
         sharing: str = "auto",
+        ns_to_hear: float | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -93,6 +95,7 @@ class Cpu:
         self.threads = threads or len(os.sched_getaffinity(0))
         self.rows = rows
         self.sharing = sharing
+        self.ns_to_hear = ns_to_hear
         self.last: Spent | None = None
         self.repack(program.weights)
 
@@ -105,7 +108,10 @@ class Cpu:
         }
         records = {name: (t.data_ptr(), tuple(t.shape), t.dtype == torch.int32) for name, t in held.items()}
         # The plan copies what it needs, so nothing holds these weights any longer than this call.
-        self.plan = native.core().Plan(self.program, records, self.precision, self.threads, self.rows, self.sharing)
+        how = (self.precision, self.threads, self.rows, self.sharing, self.ns_to_hear)
+        self.plan = native.core().Plan(self.program, records, *how)
+        layout = self.program.layout
+        self._layout = None if layout is None else self.program.weights[layout].to("cpu", torch.int32).contiguous()
 
     def describe(self) -> str:
         """How the work is shared out and why, in one line."""
@@ -114,6 +120,7 @@ class Cpu:
         return (
             f"{self.precision} weights ({plan.weight_bytes / 1e6:.1f} MB packed), {level}, {plan.threads} of"
             f" {self.threads} threads for {self.rows} rows: {how}"
+            + (f", one hears of another in {plan.ns_to_hear:.0f} ns" if plan.ns_to_hear else "")
         )
 
     def times(self) -> str:
@@ -127,6 +134,24 @@ class Cpu:
     def start(self, request: Request) -> Run:
         """A run at its first position."""
         return Run(self, request)
+
+    def sample(self, n: int, length: int, seed: int, row_offset: int) -> Tensor | None:
+        """The values of a whole run without options, [n, *shape] in the data's space; None where a draw failed.
+
+        What `start` takes is not checked here. The run is a single call, since one of a small model takes less time
+        than to make a `Request`.
+        """
+        program = self.program
+        integers = program.value.dtype == "int"
+        V = program.value.channels
+        shape = program.shape or ((length,) if V == 1 else (length, V))
+        out = torch.empty((n, *shape), dtype=torch.int64 if integers else torch.float32)
+        layout = None if self._layout is None else self._layout.data_ptr()
+        seconds = self.plan.sample(n, length, seed, row_offset, integers, layout, out.data_ptr())
+        if seconds < 0.0:
+            return None
+        self.last = Spent(n, length, seconds)
+        return out
 
     def resume(self, request: Request, state: Mapping[str, Any]) -> Run:
         """The run that `Run.state_dict` recorded, under the same request."""

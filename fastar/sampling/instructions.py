@@ -289,6 +289,7 @@ class Attention(Instruction):
     kv_heads: int
     scale: float
     window: int | None = None
+    local: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)

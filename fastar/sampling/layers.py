@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastar.nn import CausalConv1d, CausalSelfAttention, MaskedLinear
+from fastar.reference.attention import furthest
 from fastar.sampling.index import Ref
 from fastar.sampling.instructions import Attention, Cell, Elementwise, Gather, Linear, Norm, TappedLinear
 from fastar.sampling.lower import POSITIONS, Constant, Signal, Step, Symbols
@@ -158,19 +159,20 @@ def rms_norm(layer: nn.RMSNorm, x: object, step: Step) -> Signal:
 
 @register(CausalSelfAttention)
 def causal_self_attention(layer: CausalSelfAttention, x: object, step: Step) -> Signal:
-    """Keys and values of a position are cached, of all positions or where there is a window of its last ones."""
+    """Keys and values of a position are cached: of all positions, or as many of the last as are ever looked back at."""
     source = step.signal(x, last=True)
     if source.ref.width != layer.width:
         raise step.refuse(f"takes {layer.width} channels, gets {source.ref.width}")
-    if layer.local is not None:
-        raise step.refuse("attention to a neighbourhood of pixels has no lowering; use a window, or all of the past")
-    newest = step.last_position()
-    if layer.window is None and newest == math.inf:
+    newest, reach = step.last_position(), furthest(layer.window, layer.local)
+    local = layer.window is not None or layer.local is not None
+    if not local and newest == math.inf:
         raise step.refuse("caches every position, and the sequence has no bound; give `limit` or a window")
-    slots = newest + 1 if layer.window is None else min(layer.window, newest + 1)
+    # An image in which everything is near needs no ring; a window can be cut to what there is.
+    slots = int(min(reach, newest)) + 1
+    ring = local and (layer.local is None or slots > reach)
     b, width = step.builder, layer.width
     each = layer.kv_heads * (width // layer.heads)
-    caches = [b.state(step.name(part), int(slots), each, ring=layer.window is not None) for part in ("keys", "values")]
+    caches = [b.state(step.name(part), slots, each, ring=ring) for part in ("keys", "values")]
     query, out, mixed = step.scratch(width), step.scratch(width), step.scratch(width)
     places = [("query", query), ("key", caches[0].at(step.position)), ("value", caches[1].at(step.position))]
     weight, bias = layer.qkv.weight.detach(), layer.qkv.bias
@@ -179,10 +181,11 @@ def causal_self_attention(layer: CausalSelfAttention, x: object, step: Step) -> 
         one = None if bias is None else bias.detach().split([width, each, each])[number]
         b.add(Linear(ref, source.ref, step.weight(f"{part}.weight", rows), step.optional(f"{part}.bias", one)))
     keys, values = (one.buffer.name for one in caches)
-    window = None if layer.window is None else int(slots)
+    window = None if layer.window is None else slots
     scale = (width // layer.heads) ** -0.5
+    heads = (layer.heads, layer.kv_heads)
     b.add(
-        Attention(mixed, query, keys, values, step.position, layer.heads, layer.kv_heads, scale, window),
+        Attention(mixed, query, keys, values, step.position, *heads, scale, window, layer.local),
         Linear(out, mixed, step.weight("proj.weight", layer.proj.weight), step.optional("proj.bias", layer.proj.bias)),
     )
     return replace(source, ref=out)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from fastar.reference.attention import visible
 from fastar.sampling.arithmetic import FUNCTIONS, product, sigmoid, softmax, total
 from fastar.sampling.index import Index, Ref
 from fastar.sampling.instructions import (
@@ -184,9 +185,9 @@ def norm(m: Machine, step: Norm) -> None:
 
 def attention(m: Machine, step: Attention) -> None:
     newest = step.newest.at(m.variables)
-    first = 0 if step.window is None else max(0, newest - step.window + 1)
     keys, values = m.buffers[step.keys], m.buffers[step.values]
-    slots = torch.arange(first, newest + 1, device=keys.device)
+    slots = torch.arange(newest + 1, device=keys.device)
+    slots = slots[visible(slots[-1:], slots, step.window, step.local)[0]]
     B, group = keys.shape[0], step.heads // step.kv_heads
     K = keys[:, slots % keys.shape[1]].view(B, len(slots), step.kv_heads, -1).repeat_interleave(group, 2)
     V = values[:, slots % values.shape[1]].view(B, len(slots), step.kv_heads, -1).repeat_interleave(group, 2)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fastar.reference.attention import furthest
 from fastar.sampling.index import Index, Ref
 from fastar.sampling.instructions import (
     ACTIVATIONS,
@@ -205,6 +206,10 @@ class Operands(Scope):
         fine = step.heads > 0 and step.kv_heads > 0 and step.heads % step.kv_heads == 0
         self.require(fine, f"heads: {step.heads} is no multiple of kv_heads, {step.kv_heads}")
         self.require(step.window is None or step.window > 0, "window: expected a positive integer")
+        if step.local is not None:
+            fine = len(step.local) == 3 and min(step.local[:2]) >= 0 and step.local[2] > 0
+            self.require(fine, f"local: expected rows, columns and a positive width, got {list(step.local)}")
+            self.require(step.window is None, "local: has a window beside it")
         for name, whole, width in (("keys", step.keys, step.query.width), ("values", step.values, step.out.width)):
             if whole not in self.buffers:
                 raise ValueError(f"{self.place}: {name}: no buffer is named {whole!r}")
@@ -214,8 +219,9 @@ class Operands(Scope):
             self.require(fine, f"{name}: {one.width} channels do not fit {width} in {step.heads} heads")
             self.require(whole != step.out.buffer, f"{name}: is also written")
             if one.ring:
-                fine = step.window is not None and step.window <= one.shape[0]
-                self.require(fine, f"window: expected at most the ring's {one.shape[0]} slots")
+                fine = furthest(step.window, step.local) < one.shape[0]
+                field = "window" if step.local is None else "local"
+                self.require(fine, f"{field}: expected to see at most the ring's {one.shape[0]} slots")
                 self.require(self.bounds("newest", step.newest)[0] >= 0, "newest: falls below 0")
             else:
                 self.inside("newest", step.newest, one.shape[0])

@@ -87,6 +87,8 @@ class Sampler:
         self._lock = threading.Lock()
         # Positions that take about _SECONDS, as far as is known: a run is left no more often than it has to be.
         self._pace = 1
+        # Rows and positions of a call without options that took less than _SECONDS.
+        self._short = (0, 0)
 
     def sample(
         self,
@@ -115,6 +117,26 @@ class Sampler:
         clamped, and `log_weight` is the correction. The random numbers are those of positions from `position_offset`
         on, for a window into something longer. An interrupted call is finished by `resume`.
         """
+        plain = (
+            given is None
+            and support is None
+            and uniforms is None
+            and stop is None
+            and cond is None
+            and top_k is None
+            and top_p is None
+            and not (greedy or progress or return_info or position_offset)
+            and type(temperature) is float
+            and temperature == 1.0
+            and (length is None or type(length) is int)
+        )
+        if seed is None:
+            seed = _fresh_seed()
+        if plain and self._short[0]:
+            values = self._at_once(n, length, seed, row_offset)
+            if values is not None:
+                return values
+        began = time.perf_counter()
         with self._exclusive():
             self._job = self._prepare(
                 n,
@@ -130,7 +152,10 @@ class Sampler:
                 stop=stop,
                 position_offset=position_offset,
             )
-            return self._finish(progress)
+            result = self._finish(progress)
+        if plain and self.backend.sample is not None and time.perf_counter() - began < _SECONDS:
+            self._short = (min(len(result), self.batch_size), self.program.length(length))  # type: ignore[arg-type]
+        return result
 
     def stream(
         self,
@@ -236,6 +261,31 @@ class Sampler:
         finally:
             self._lock.release()
 
+    def _at_once(self, n: int | None, length: Any, seed: Any, row_offset: Any) -> Tensor | None:
+        # A call without options and no longer than one before: it differs in seed and rows alone, so nothing else is
+        # looked at again. None where it is not so, or where it fails: the usual way then says why.
+        program, sample = self.program, self.backend.sample
+        n = self.batch_size if n is None else n
+        T = length if program.positions is None else program.positions
+        if (
+            sample is None
+            or not (type(n) is type(T) is type(seed) is type(row_offset) is int)
+            or not (0 < n <= self._short[0] and 0 < T <= self._short[1] and length in (None, T))
+            or not (0 <= seed < 1 << 64 and 0 <= row_offset < 1 << 64)
+            or self.executor is None
+            or not self._lock.acquire(blocking=False)
+        ):
+            return None
+        try:
+            self._job = None
+            return sample(self.executor, n, T, seed, row_offset)
+        except BaseException:
+            # `resume` begins it again: what is lost is short.
+            self._job = self._prepare(n, False, length=length, seed=seed, row_offset=row_offset, options=Options())
+            raise
+        finally:
+            self._lock.release()
+
     def _prepare(
         self,
         n: int | None,
@@ -251,7 +301,7 @@ class Sampler:
         if length is None and self.program.positions is None and isinstance(given, Tensor) and given.dim() > 1:
             length = given.shape[1]
         if seed is None:
-            seed = int(torch.randint(0, 2**63 - 1, ()))
+            seed = _fresh_seed()
         whole = make(
             self.program,
             n,
@@ -354,6 +404,10 @@ def _lowered(model: Any) -> Program:
     if not isinstance(program, Program):
         raise TypeError(f"model: lower() of {type(model).__name__} gave {type(program).__name__}, not a Program")
     return program
+
+
+def _fresh_seed() -> int:
+    return int(torch.randint(0, 2**63 - 1, ()))
 
 
 def _mib(size: float) -> str:

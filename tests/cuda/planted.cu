@@ -52,6 +52,22 @@ FASTAR_KERNEL(32) wait_for(unsigned* flag, unsigned target) {
     if (block_index() == 0) await(flag, target);
 }
 
+// Block 1 hands what it read to block 0 through global memory and a flag.
+template <twin::Order kRelease, twin::Order kAcquire>
+FASTAR_KERNEL(32)
+hand_over(const float* in, float* out, unsigned* flag) {
+    const unsigned i = thread_index();
+    float* box = exchanged(out) + 32;
+    if (block_index() == 1) {
+        box[i] = in[i];
+        warp_barrier();
+        if (i == 0) twin::add(flag, 1, kRelease);
+    } else {
+        twin::await(flag, 1, kAcquire);
+        exchanged(out)[i] = box[i];
+    }
+}
+
 FASTAR_KERNEL(64) half_at_a_barrier() {
     if (thread_index() < 32) barrier();
 }
@@ -94,6 +110,13 @@ extern "C" const char* run(const char* name, std::uint64_t seed, float* in, floa
         if (which == "gather without wait") cuda::launch({8, 32, 512, 4}, nullptr, cuda::gather<false>, in, out);
         if (which == "flag") cuda::launch({4, 32, 0, 1, true}, nullptr, cuda::wait_for, flag, 3u);
         if (which == "flag never raised") cuda::launch({4, 32, 0, 1, true}, nullptr, cuda::wait_for, flag, 4u);
+        constexpr auto kOrdered = twin::Order::kReleaseOrAcquire;
+        constexpr auto kRelaxed = twin::Order::kRelaxed;
+        const cuda::Exchanged exchanged[] = {{out, 64 * sizeof *out}};
+        const cuda::Grid two{.blocks = 2, .threads = 32, .together = true, .exchanged = exchanged};
+        if (which == "hand over") cuda::launch(two, nullptr, cuda::hand_over<kOrdered, kOrdered>, in, out, flag);
+        if (which == "no release") cuda::launch(two, nullptr, cuda::hand_over<kRelaxed, kOrdered>, in, out, flag);
+        if (which == "no acquire") cuda::launch(two, nullptr, cuda::hand_over<kOrdered, kRelaxed>, in, out, flag);
         if (which == "half at a barrier") cuda::launch({1, 64}, nullptr, cuda::half_at_a_barrier);
         if (which == "bfloat16") cuda::launch({1, 32}, nullptr, cuda::multiply, in, in + 256, out, false);
         if (which == "float16") cuda::launch({1, 32}, nullptr, cuda::multiply, in, in + 256, out, true);

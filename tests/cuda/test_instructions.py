@@ -147,14 +147,14 @@ def test_pointwise_and_norms(twin: Any, plan: str) -> None:
 
 
 @PLAN
-@pytest.mark.parametrize("window", [None, 2])
-def test_attention_gather_and_store(twin: Any, window: int | None, plan: str) -> None:
+@pytest.mark.parametrize("seen", [(None, None), (2, None), (None, (1, 0, 2))], ids=str)
+def test_attention_gather_and_store(twin: Any, seen: tuple[int | None, tuple[int, int, int] | None], plan: str) -> None:
     trial = Trial(3)
     attentions: list[Instruction] = []
     for heads, kv_heads, d, e in ((1, 1, 5, 3), (4, 2, 16, 24), (2, 1, 20, 70)):
         q, y = trial.state(heads * d).at(), trial.state(heads * e).at()
         keys, values = (trial.state(3, kv_heads * size).buffer.name for size in (d, e))
-        attentions.append(Attention(y, q, keys, values, variable("t"), heads, kv_heads, d**-0.5, window))
+        attentions.append(Attention(y, q, keys, values, variable("t"), heads, kv_heads, d**-0.5, *seen))
     table, embedding, value = trial.weight(8, 40), trial.state(40).at(), trial.state(1).at()
     program = trial.program(
         lambda t: [

@@ -24,7 +24,10 @@ Launch = Callable[[str, int, Tensor, Tensor, Tensor], str | None]
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
     """Runs a kernel of planted.cu: its error, or None."""
     library = tmp_path_factory.mktemp("planted") / "planted.so"
-    sources = [Path(__file__).parent / "planted.cu", cuda.CSRC / "twin" / "fibres.cpp"]
+    sources = [
+        Path(__file__).parent / "planted.cu",
+        *(cuda.CSRC / "twin" / f"{one}.cpp" for one in ("fibres", "memory")),
+    ]
     recipe = cuda_build.TwinRecipe(cuda.CSRC)
     command = [*recipe.compiler(), *cuda_build.TWIN_OPTIONS, f"-I{cuda.CSRC}", "-x", "c++", *map(str, sources)]
     done = subprocess.run([*command, "-o", str(library)], capture_output=True, text=True)
@@ -75,6 +78,19 @@ def test_a_flag_is_waited_for(launch: Launch) -> None:
         flag.zero_()
         assert launch("flag", seed, into, into, flag) is None
         assert int(flag) == 3
+
+
+@pytest.mark.parametrize(("name", "found"), [("hand over", False), ("no release", True), ("no acquire", True)])
+def test_a_missing_release_or_acquire_shows_as_what_was_there_before(launch: Launch, name: str, found: bool) -> None:
+    into = torch.randn(256)
+    for seed in SEEDS:
+        out = torch.full((64,), float("nan"))
+        assert launch(name, seed, into, out, torch.zeros(1, dtype=torch.int32)) is None
+        # Seeds alternate between memory that shows every write at once and memory that shows it as late as it may.
+        assert bool(out[:32].isnan().all()) == (found and seed % 2 == 1)
+        if not found or seed % 2 == 0:
+            assert torch.equal(out[:32], into[:32])
+        assert torch.equal(out[32:], into[:32])
 
 
 def test_a_planted_deadlock_says_who_waits_for_whom(launch: Launch) -> None:

@@ -37,10 +37,10 @@ const KernelTable& kernels() {
                       .attention = FASTAR_ISA::attention,
                       .accumulate = FASTAR_ISA::accumulate,
                       .accumulate_dot = FASTAR_ISA::accumulate_dot,
-                      .odds_dot = FASTAR_ISA::odds_dot,
+                      .toss = FASTAR_ISA::toss,
                       .balance_odds = FASTAR_ISA::balance_odds,
                       .coin_bars = FASTAR_ISA::coin_bars,
-                      .coin_log_probs = FASTAR_ISA::coin_log_probs,
+                      .coins = FASTAR_ISA::coins,
                       .largest = FASTAR_ISA::largest,
                       .exponentials = FASTAR_ISA::exponentials};
         return t;
@@ -189,6 +189,7 @@ class Reader {
         i.heads = number();
         i.kv_heads = number();
         i.window = maybe_number();
+        for (std::int64_t* one : {&i.local.rows, &i.local.columns, &i.local.width}) *one = number();
         for (double* one : {&i.scale, &i.shift, &i.first, &i.eps}) *one = decimal();
         i.function = static_cast<Function>(number());
         i.gate = static_cast<GateFunction>(number());

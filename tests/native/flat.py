@@ -137,6 +137,7 @@ class _Writer:
         yield from (values.get("channel", 0), symbol)
         cache = [self.buffers[values[name]] if op == "attention" else -1 for name in ("keys", "values")]
         yield from (*cache, values.get("heads", 1), values.get("kv_heads", 1), values.get("window"))
+        yield from values.get("local") or (0, 0, 0)
         first = values["first"] if op == "store" else 0.0
         scale, shift = values.get("scale", values.get("alpha", 1.0)), values.get("shift", values.get("beta", 0.0))
         yield from (float(one) for one in (scale, shift, first, values.get("eps", 0.0)))

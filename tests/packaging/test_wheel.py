@@ -118,8 +118,10 @@ def test_installed_wheel(wheel: Path, environment: Environment, tmp_path: Path) 
 
 def test_editable_install(environment: Environment, tmp_path: Path) -> None:
     tree = copy_tree(tmp_path / "tree")
-    environment.pip("install", "--no-deps", "-e", tree)
+    environment.pip("install", "--no-deps", "-e", tree, FASTAR_HIGHEST_LEVEL="baseline")
     environment.borrow_packages()
+    built = environment.runs("import fastar.native; print(fastar.native.core().levels_built())", cwd=tmp_path)
+    assert built == "['baseline']\n"
     places = json.loads(environment.runs(USE, cwd=tmp_path))
     assert all(Path(place).is_relative_to(tree) for place in places.values())
     assert run(environment.folder / "bin" / "fastar", "--version", cwd=tmp_path).startswith("fastar-kernels ")

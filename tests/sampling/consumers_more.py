@@ -170,8 +170,19 @@ def gated_pixelcnn(H: int = 3, W: int = 3, F: int = 4, seed: int = 5) -> Consume
     return Consumer(b.build(shape=(H, W)), head, params)
 
 
-def transformer(A: int = 5, N: int = 8, D: int = 8, heads: int = 2, bos: int | None = 0, seed: int = 6) -> Consumer:
-    """One pre-norm block and a tied head; without `bos` position 0 is given, not modelled."""
+def transformer(
+    A: int = 5,
+    N: int = 8,
+    D: int = 8,
+    heads: int = 2,
+    bos: int | None = 0,
+    local: tuple[int, int, int] | None = None,
+    seed: int = 6,
+) -> Consumer:
+    """One pre-norm block and a tied head; without `bos` position 0 is given, not modelled.
+
+    With `local` = (rows, columns, width) the cache is a ring of as many slots as are ever looked back at.
+    """
     shapes: dict[str, tuple[int, ...]] = {
         "wte": (A, D),
         "wpe": (N, D),
@@ -185,7 +196,8 @@ def transformer(A: int = 5, N: int = 8, D: int = 8, heads: int = 2, bos: int | N
     b = Builder("transformer", Value("int", 1, A), None, limit=N)
     for name, tensor in w.items():
         b.weight(name, tensor)
-    K, V = b.state("keys", N, D), b.state("values", N, D)
+    slots = N if local is None else local[0] * local[2] + min(local[1], local[2] - 1) + 1
+    K, V = (b.state(name, slots, D, ring=local is not None) for name in ("keys", "values"))
     x, y, q, z, f = (b.scratch(n, k).at() for n, k in (("x", D), ("y", D), ("q", D), ("z", D), ("f", 4 * D)))
     logits = b.scratch("logits", A).at()
     head = Head("categorical", A)
@@ -198,7 +210,7 @@ def transformer(A: int = 5, N: int = 8, D: int = 8, heads: int = 2, bos: int | N
             Linear(q, y, "q"),
             Linear(K.at(slot), y, "k"),
             Linear(V.at(slot), y, "v"),
-            Attention(z, q, "keys", "values", slot, heads, heads, (D // heads) ** -0.5),
+            Attention(z, q, "keys", "values", slot, heads, heads, (D // heads) ** -0.5, local=local),
             Linear(x, z, "o", add=x),
             Norm(y, x, "layer", "ln1.w", "ln1.b"),
             Linear(f, y, "fc", "fc.b", activation="gelu"),
@@ -234,7 +246,12 @@ def transformer(A: int = 5, N: int = 8, D: int = 8, heads: int = 2, bos: int | N
             return (ln(0, s) @ u[name].T).view(n, T, heads, -1).transpose(1, 2)
 
         scores = split("q") @ split("k").transpose(2, 3) * (D // heads) ** -0.5
-        scores = scores.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), float("-inf"))
+        t = torch.arange(T)
+        hidden = t > t[:, None]
+        if local is not None:
+            (rows, columns), (row, column) = local[:2], (t // local[2], t % local[2])
+            hidden = hidden | (row[:, None] - row > rows) | ((column[:, None] - column).abs() > columns)
+        scores = scores.masked_fill(hidden, float("-inf"))
         mixed = (scores.softmax(3) @ split("v")).transpose(1, 2).reshape(n, T, D)
         s = s + mixed @ u["o"].T
         s = s + gelu(ln(1, s) @ u["fc"].T + u["fc.b"]) @ u["proj"].T
@@ -355,6 +372,7 @@ CONSUMERS: dict[str, tuple[Callable[[], Consumer], int | None]] = {
     "gated_pixelcnn": (gated_pixelcnn, None),
     "transformer": (transformer, 8),
     "transformer_given": (lambda: transformer(bos=None), 8),
+    "transformer_local": (lambda: transformer(local=(1, 1, 3)), 8),
     "tanh": (lambda: recurrent("tanh"), 6),
     "gru": (lambda: recurrent("gru"), 6),
     "lstm": (lambda: recurrent("lstm"), 6),

@@ -207,15 +207,15 @@ def test_gates_norms_and_cells(width: int) -> None:
 
 
 @pytest.mark.usefixtures("level")
-@pytest.mark.parametrize("window", [None, 2])
-def test_attention_gather_and_store(window: int | None) -> None:
+@pytest.mark.parametrize("seen", [(None, None), (2, None), (None, (1, 0, 2))], ids=str)
+def test_attention_gather_and_store(seen: tuple[int | None, tuple[int, int, int] | None]) -> None:
     trial = Trial(3)
     attentions: list[Attention] = []
     newest = variable("t")
     for heads, kv_heads, d, e in ((1, 1, 5, 3), (4, 2, 16, 24), (6, 1, 20, 70)):
         q, y = trial.state(heads * d).at(), trial.state(heads * e).at()
         keys, values = (trial.state(3, kv_heads * size).buffer.name for size in (d, e))
-        attentions.append(Attention(y, q, keys, values, newest, heads, kv_heads, d**-0.5, window))
+        attentions.append(Attention(y, q, keys, values, newest, heads, kv_heads, d**-0.5, *seen))
     table, embedding, value = trial.weight(8, 40), trial.state(40).at(), trial.state(1).at()
 
     def build(t: Index) -> list[Instruction]:

@@ -206,9 +206,22 @@ def test_attention_caches_keys_and_values() -> None:
     _agrees(module, program, first=4, length=9)
     with pytest.raises(LoweringError, match=r"^far: caches every position, and the sequence has no bound"):
         sequence(module, Head("categorical", 4), first=4)
-    local = nn.Sequential(nn.Embedding(5, 8), CausalSelfAttention(8, 2, local=(1, 1, 4)), nn.Linear(8, 4))
-    with pytest.raises(LoweringError, match=r"^1: attention to a neighbourhood of pixels has no lowering"):
-        sequence(local, Head("categorical", 4), first=4, limit=9)
+
+
+@pytest.mark.parametrize(
+    ("local", "slots", "ring"),
+    [((1, 1, 4), 6, True), ((2, 9, 3), 9, True), ((0, 2, 5), 3, True), ((0, 0, 1), 1, True), ((4, 1, 5), 14, False)],
+)
+def test_attention_to_a_neighbourhood_of_pixels_keeps_the_rows_that_it_sees(
+    local: tuple[int, int, int], slots: int, ring: bool
+) -> None:
+    torch.manual_seed(13)
+    attention = CausalSelfAttention(8, 4, kv_heads=2, local=local)
+    module = nn.Sequential(nn.Embedding(5, 8), attention, nn.Linear(8, 4))
+    program = sequence(module, Head("categorical", 4), first=4, limit=14)
+    caches = [one for one in program.buffers if one.kind == "state"]
+    assert [(one.shape, one.ring) for one in caches] == [((slots, 4), ring)] * 2
+    _agrees(module, program, first=4, length=14)
 
 
 class Recurrent(nn.Module):

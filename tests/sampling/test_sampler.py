@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from fastar import native
 from fastar.sampling import Builder, Head, Program, Sampler, SampleResult, Value, sequence
 from fastar.sampling.cpu import Cpu
+from fastar.sampling.draws import SamplingError
 from fastar.sampling.instructions import Draw, Linear
 from tests.sampling.consumers import nade, rnade, wavenet
 from tests.sampling.consumers_more import colours, made, pixelcnn
@@ -121,6 +123,58 @@ def test_an_interrupted_sample_is_finished_by_resume() -> None:
         assert torch.equal(finished.log_prob, whole.log_prob)
     with pytest.raises(RuntimeError, match="nothing was interrupted"):
         sampler.resume()
+
+
+@pytest.mark.parametrize(
+    ("program", "length"),
+    [(nade().program, None), (rnade().program, None), (pixelcnn(H=3, W=2, C=2).program, None), (wavenet().program, 9)],
+    ids=["bits", "floats", "layout", "open"],
+)
+def test_a_call_like_one_before_gives_the_same(program: Program, length: int | None) -> None:
+    sampler = Sampler(program, 3, backend="cpu")
+    calls = [{"seed": 7}, {"seed": 7}, {"seed": 2**64 - 1, "n": 2, "row_offset": 2**64 - 1}, {"seed": 7}]
+    values = [sampler.sample(length=length, **call) for call in calls]
+    for got, call in zip(values, calls, strict=True):
+        usual = Sampler(program, 3, backend="cpu").sample(length=length, **call)
+        assert got.dtype == usual.dtype
+        assert torch.equal(got, usual)
+    assert f"over {program.length(length):,} steps" in sampler.explain()
+    values[0].fill_(0)
+    assert torch.equal(values[1], values[3])
+    if length is not None:
+        assert sampler.sample(length=length + 4, seed=7)[:, :length].equal(values[1])
+    with pytest.raises(ValueError, match="length"):
+        sampler.sample(length=0 if length else 5)
+    for wrong in ({"seed": -1}, {"seed": 2**64}, {"row_offset": -1}, {"n": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            sampler.sample(length=length, **wrong)
+    sampler.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        sampler.sample(length=length)
+
+
+@pytest.mark.skipif(native.why_missing() is not None, reason=str(native.why_missing()))
+def test_an_interrupted_call_like_one_before_is_begun_again_by_resume() -> None:
+    sampler = Sampler(nade().program, 2)
+    whole = sampler.sample(seed=3)
+    assert sampler.backend.sample is not None
+
+    def interrupt(*call: object) -> None:
+        raise KeyboardInterrupt
+
+    sampler.backend = dataclasses.replace(sampler.backend, sample=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sampler.sample(seed=3)
+    assert torch.equal(sampler.resume(), whole)
+    failing = Chain()
+    bad = Sampler(failing, 2)
+    bad.sample(length=3)
+    with torch.no_grad():
+        failing.table.weight.fill_(-float("inf"))
+    bad.refresh()
+    for _ in range(2):
+        with pytest.raises(SamplingError, match="position 0"):
+            bad.sample(length=3, seed=1)
 
 
 def test_progress_is_reported_to_the_end(capsys: pytest.CaptureFixture[str]) -> None:

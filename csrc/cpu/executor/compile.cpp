@@ -328,12 +328,16 @@ std::unique_ptr<Step> Compiler::attention(const Instruction& i) {
     s->heads = i.heads;
     s->kv_heads = i.kv_heads;
     s->window = i.window.value_or(0);
+    s->local = i.local;
     s->scale = static_cast<float>(i.scale);
     s->units = s->heads;
     s->sizes.floats = size(s->slots + 16);
-    // Half of the slots on average.
-    s->work = 0.5 * static_cast<double>(s->slots * (s->query.width + s->out.width));
-    s->lanes = 0.5 * static_cast<double>(s->slots * s->heads);
+    // Half of the slots on average; of an image what a pixel in its middle sees.
+    const std::int64_t middle = i.local.width * i.local.rows + i.local.width / 2;
+    const double slots = i.local.width > 0 ? static_cast<double>(seen(middle, std::int64_t{0}, i.local).count)
+                                           : 0.5 * static_cast<double>(s->slots);
+    s->work = slots * static_cast<double>(s->query.width + s->out.width);
+    s->lanes = (slots + 500.0) * static_cast<double>(s->heads);
     s->outputs = {s->out};
     return s;
 }
@@ -371,7 +375,10 @@ std::unique_ptr<DrawStep> Compiler::draw(const Instruction& i) {
     s->sizes.floats = size(levels + 16);
     s->sizes.doubles = size(levels + levels / 16 + 2 + 2 * s->head.components);
     s->sizes.order = size(levels);
-    s->lanes = 200.0 + 3.0 * static_cast<double>(levels);
+    // A mixture's terms are in float64, one by one.
+    s->lanes = s->head.kind <= HeadKind::kCategorical
+                   ? 200.0 + 3.0 * static_cast<double>(levels)
+                   : 150.0 * static_cast<double>(s->head.components * (1 + s->head.channels));
     if (s->out) s->outputs = {*s->out};
     return s;
 }

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "common/seen.h"
+
 namespace fastar::cpu {
 
 enum class Function : std::int32_t {
@@ -28,6 +30,12 @@ enum class CellKind : std::int32_t { kTanh, kLstm, kGru };
 enum class Storage : std::int32_t { kTiles, kTilesBfloat16, kTilesInt8, kRows };
 
 constexpr std::int64_t kTileOutputs = 64;
+
+// Matrices that fill no tile are one of their own width, shared out by registers of it.
+constexpr std::int64_t kSlimUnit = 16;
+constexpr bool is_slim(std::int64_t outputs) {
+    return outputs < kTileOutputs;
+}
 // Inputs are padded to this in every storage, so that bfloat16 pairs and int8 fours are whole.
 constexpr std::int64_t kInputBlock = 16;
 
@@ -37,6 +45,8 @@ constexpr std::int64_t kInputBlock = 16;
 constexpr std::int64_t kOddsBlock = 64;
 constexpr std::int32_t kOddsPower = 77;
 constexpr std::int32_t kOddsMove = 47;
+// Rows that go side by side: the chain from a bit to the next one leaves a core half idle.
+constexpr std::int64_t kOddsRows = 8;
 
 // A stretch of inputs: `count` numbers from x, met by the weights' columns from `first` on.
 struct Segment {
@@ -76,11 +86,10 @@ struct AttentionArguments {
     std::int64_t value_stride;
     std::int64_t key_width;
     std::int64_t value_width;
-    std::int64_t first_slot;
-    std::int64_t count;
-    std::int64_t slots;  // slot first_slot + j lies at its remainder
+    Seen<std::int64_t> seen;
+    std::int64_t slots;  // a position lies at its remainder
     float scale;
-    float* scores;  // count floats
+    float* scores;  // seen.count floats
     float* out;
 };
 
@@ -105,6 +114,24 @@ struct CellArguments {
     std::int64_t width;
 };
 
+// A row whose state is kept as odds.
+struct OddsRow {
+    float* odds;
+    const float* bars;  // of each position
+    float* logits;
+    bool last;  // the bit before the first position; afterwards that of the last one
+};
+
+// Rows of factors and weights, and biases, from the first position on. The factors are looked at even where no bit is
+// set.
+struct TossArguments {
+    const float* factors;
+    const float* weights;
+    const float* bias;   // null: none
+    std::int64_t width;  // a multiple of kOddsBlock
+    std::int64_t positions;
+};
+
 struct ExecutorKernels {
     void (*matrix)(Storage storage, const MatrixArguments& a);
     // out = f(alpha a + beta)
@@ -120,14 +147,16 @@ struct ExecutorKernels {
     void (*accumulate)(float* a, float x, const float* table, std::int64_t n);
     // a += x table (table null: a as it is), then f(a) . weights
     float (*accumulate_dot)(float* a, float x, const float* table, Function f, const float* weights, std::int64_t n);
-    // odds *= factors where `applies`, then the sum of weights / (1 + odds); n a multiple of kOddsBlock.
-    float (*odds_dot)(float* odds, bool applies, const float* factors, const float* weights, std::int64_t n);
+    // Position by position, and of at most kOddsRows rows: odds *= factors where the last bit is set; the logit, which
+    // is bias + the sum of weights / (1 + odds); and the next bit, which is set where the logit is above its bar.
+    void (*toss)(OddsRow* rows, std::int64_t count, const TossArguments& a);
     // Of odds 2^powers, moves what is beyond 2^+-kOddsPower from odds to powers.
     void (*balance_odds)(float* odds, float* powers, std::int64_t n);
-    // log(u / (1 - u)) of the discrete draws 0 at n positions of a row.
-    void (*coin_bars)(std::uint64_t seed, std::uint64_t row, std::uint32_t position, double* out, std::int64_t n);
-    // The log-probabilities of bits under their logits.
-    void (*coin_log_probs)(const float* logits, const float* values, float* out, std::int64_t n);
+    // temperature log(u / (1 - u)) of the discrete draws 0 at n positions of a row.
+    void (*coin_bars)(std::uint64_t seed, std::uint64_t row, std::uint32_t position, double temperature, float* out,
+                      std::int64_t n);
+    // Bits, set where the logit is above its bar, and their log-probabilities.
+    void (*coins)(const float* logits, const float* bars, double* values, float* log_probs, std::int64_t n);
     // The largest of n; not-a-number where any of them is.
     float (*largest)(const float* a, std::int64_t n);
     // out[k] = exp(z[k] - shift); sums[i] = the sum of out[16 i .. 16 i + 16) in float64.

@@ -118,9 +118,9 @@ void split_taps(Program& program) {
     for (std::size_t at = 0; at < program.code.size(); ++at) {
         while (block != blocks.end() && at >= block->end) ++block;
         Instruction i = program.code[at];
-        // Row storage sums in lanes across the inputs, so half a sum is not one number there; and pairs or fours of
-        // inputs that share a word must not be torn apart.
-        const bool apt = i.op == Op::kTappedLinear && !prefers_rows(i.out->width) && i.source->width % kInputBlock == 0;
+        // Only a tile's sums are one number an output at every step; and pairs or fours of inputs that share a word
+        // must not be torn apart.
+        const bool apt = i.op == Op::kTappedLinear && !is_slim(i.out->width) && i.source->width % kInputBlock == 0;
         const int known = apt ? known_taps(program, *block, at) : 0;
         if (known > 0 && known < static_cast<int>(i.taps.size())) {
             Instruction early = i;

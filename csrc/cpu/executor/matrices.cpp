@@ -76,27 +76,28 @@ AlignedBytes::AlignedBytes(std::size_t bytes, Pages pages) : size_(bytes) {
 }
 
 bool prefers_rows(std::int64_t outputs) {
-    return outputs < kTileOutputs;
+    return outputs < kSlimUnit;
 }
 
 Matrix pack(const float* weights, std::int64_t banks, std::int64_t outputs, std::int64_t inputs, Precision precision,
             bool by_rows) {
     const std::int64_t padded = round_up(inputs, kInputBlock);
     const std::int64_t wide = round_up(outputs, kRegister);
+    const std::int64_t unit = by_rows ? 1 : is_slim(outputs) ? kSlimUnit : kTileOutputs;
     const auto elements = static_cast<std::size_t>((by_rows ? outputs : wide) * padded);
     Matrix m{.storage = Storage::kRows,
              .outputs = outputs,
              .inputs = padded,
-             .units = by_rows ? outputs : (outputs + kTileOutputs - 1) / kTileOutputs,
+             .units = (outputs + unit - 1) / unit,
              .bank_bytes = elements * sizeof(float),
              .weights = {},
              .scales = {}};
     if (!by_rows && precision == Precision::kFloat32) m.storage = Storage::kTiles;
-    if (!by_rows && precision == Precision::kBfloat16) {
+    if (!by_rows && (precision == Precision::kBfloat16 || (precision == Precision::kInt8 && is_slim(outputs)))) {
         m.storage = Storage::kTilesBfloat16;
         m.bank_bytes = elements * sizeof(std::uint16_t);
     }
-    if (!by_rows && precision == Precision::kInt8) {
+    if (!by_rows && precision == Precision::kInt8 && !is_slim(outputs)) {
         m.storage = Storage::kTilesInt8;
         m.bank_bytes = elements;
         m.scales.resize(static_cast<std::size_t>(banks * 2 * outputs));

@@ -45,7 +45,7 @@ struct Matrix {
     Storage storage;
     std::int64_t outputs;
     std::int64_t inputs;  // padded to a whole block
-    std::int64_t units;   // what a share of the outputs is counted in: tiles, or outputs in row storage
+    std::int64_t units;   // what a share of the outputs is counted in: tiles, registers of a slim one, or outputs
     std::size_t bank_bytes;
     AlignedBytes weights;
     std::vector<float> scales;  // int8: per bank, a scale per output and then 128 times the sum of its weights
@@ -56,8 +56,9 @@ struct Matrix {
     }
 };
 
-// Weights [banks, outputs, inputs]. Few outputs go into row storage whatever the precision, and in float32: what they
-// would save is less than what rounding them costs.
+// Weights [banks, outputs, inputs]. Outputs that fill no register go into row storage whatever the precision, and in
+// float32; those that fill no tile are bfloat16 where others are int8: what they would save is less than what rounding
+// them costs.
 Matrix pack(const float* weights, std::int64_t banks, std::int64_t outputs, std::int64_t inputs, Precision precision,
             bool by_rows);
 

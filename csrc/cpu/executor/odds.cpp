@@ -120,35 +120,28 @@ void state_of(const float* odds, const float* powers, float* state, std::int64_t
 
 namespace {
 
+// Positions whose random numbers are computed together, and their log-probabilities.
 constexpr std::int64_t kStretch = 64;
-// Rows that go side by side: the chain from a bit to the next one leaves a core half idle.
-constexpr std::int64_t kTogether = 8;
+static_assert(kStretch % kLongestPeriod == 0);
 
 struct Walker {
-    double bars[kStretch];
+    float bars[kStretch];
     float logits[kStretch];
-    float values[kStretch];
-    float* odds;
-    float* powers;
-    bool last;
 };
 
 void prepare(Walker& w, const Request& r, std::int64_t row, std::int64_t position, std::int64_t count) {
     if (r.greedy) {
-        std::fill_n(w.bars, count, 0.0);
-        return;
-    }
-    if (r.uniforms) {
+        std::fill_n(w.bars, count, 0.0f);
+    } else if (r.uniforms) {
         for (std::int64_t i = 0; i < count; ++i) {
             const double u = r.uniforms[(row * r.length + position + i) * r.uniform_draws];
-            w.bars[i] = std::log(u / (1 - u));
+            w.bars[i] = static_cast<float>(r.temperature * std::log(u / (1 - u)));
         }
     } else {
-        kernels().executor.coin_bars(static_cast<std::uint64_t>(r.seeds[row]),
-                                     static_cast<std::uint64_t>(r.row_numbers[row]),
-                                     static_cast<std::uint32_t>(position + r.position_offset), w.bars, count);
+        kernels().executor.coin_bars(
+            static_cast<std::uint64_t>(r.seeds[row]), static_cast<std::uint64_t>(r.row_numbers[row]),
+            static_cast<std::uint32_t>(position + r.position_offset), r.temperature, w.bars, count);
     }
-    for (std::int64_t i = 0; i < count; ++i) w.bars[i] *= r.temperature;
 }
 
 // Values and log-probabilities of a stretch, as far as the row still runs.
@@ -157,28 +150,55 @@ void conclude(const Walker& w, const OddsStep& s, Frame& frame, std::int64_t row
     const Request& r = frame.request;
     const std::int64_t active = std::clamp<std::int64_t>(r.lengths[row] - frame.done, 0, count);
     float log_probs[kStretch];
-    kernels().executor.coin_log_probs(w.logits, w.values, log_probs, active);
-    double sum = r.log_prob[row];
-    for (std::int64_t i = 0; i < active; ++i) {
-        if (w.logits[i] != w.logits[i]) {
-            frame.done += i;
-            return frame.fail(FailureKind::kNotANumber, row, s.readout_place);
-        }
-        r.values[row * r.length + position + i] = w.values[i];
-        sum += log_probs[i];
+    kernels().executor.coins(w.logits, w.bars, r.values + row * r.length + position, log_probs, active);
+    for (std::int64_t i = 0; i < active; ++i) r.log_prob[row] += log_probs[i];
+    if (r.log_prob[row] != r.log_prob[row]) {
+        frame.done += std::find_if(w.logits, w.logits + active, [](float z) { return z != z; }) - w.logits;
+        frame.fail(FailureKind::kNotANumber, row, s.readout_place);
     }
-    r.log_prob[row] = sum;
 }
 
-// Applies the last bit of a row, and returns the next one's logit.
-inline float step_once(const OddsStep& s, const ExecutorKernels& kernel, Walker& w, std::int64_t v) {
-    const std::int64_t at = v + s.first_weight;
-    // Before the first position there is nothing to apply, and no row of factors to be looked at.
-    const float* factors = s.factors + (v > 0 ? (v + s.first_factor) * s.width : 0);
-    const float dot = kernel.odds_dot(w.odds, w.last, factors, s.weights + at * s.width, s.width);
-    if ((v & (s.period - 1)) == 0) kernel.balance_odds(w.odds, w.powers, s.width);
-    return dot + (s.bias ? s.bias[at] : 0.0f);
-}
+// A step's rows on their way from position to position.
+class Walk {
+  public:
+    Walk(const OddsStep& step, const Frame& frame) : s_(step), r_(frame.request), space_(frame.spaces[0]) {}
+
+    void add(std::int64_t row, std::int64_t position, Walker& w) {
+        powers_[count_] = at(row, s_.powers);
+        rows_[count_++] = {at(row, s_.odds), w.bars, w.logits,
+                           position > 0 && r_.values[row * r_.length + position - 1] > 0.5};
+    }
+
+    void go(std::int64_t position, std::int64_t positions) {
+        for (std::int64_t n = 0; positions > 0; position += n, positions -= n) {
+            if (position % s_.period == 0) {
+                for (std::int64_t k = 0; k < count_; ++k) {
+                    kernels().executor.balance_odds(rows_[k].odds, powers_[k], s_.width);
+                }
+            }
+            // No bit comes before the first position, and no row of factors: any other is looked at.
+            n = position == 0 ? 1 : std::min(positions, s_.period - position % s_.period);
+            const std::int64_t at = position + s_.first_weight;
+            kernels().executor.toss(rows_, count_,
+                                    {s_.factors + (position == 0 ? 0 : position + s_.first_factor) * s_.width,
+                                     s_.weights + at * s_.width, s_.bias ? s_.bias + at : nullptr, s_.width, n});
+            for (std::int64_t k = 0; k < count_; ++k) {
+                rows_[k].bars += n;
+                rows_[k].logits += n;
+            }
+        }
+    }
+
+  private:
+    float* at(std::int64_t row, const Place& place) const { return space_.data + row * space_.row_stride + place.base; }
+
+    const OddsStep& s_;
+    const Request& r_;
+    const Space& space_;
+    OddsRow rows_[kOddsRows];
+    float* powers_[kOddsRows];
+    std::int64_t count_ = 0;
+};
 
 }  // namespace
 
@@ -187,39 +207,29 @@ void run_odds(const Step& step, Frame& frame) {
     const Request& r = frame.request;
     const std::int64_t first = frame.variables[s.variable];
     const Space& space = frame.spaces[0];
-    const ExecutorKernels& kernel = kernels().executor;
-    const auto begin = [&](Walker& w, std::int64_t row, std::int64_t v) {
-        w.odds = space.data + row * space.row_stride + s.odds.base;
-        w.powers = space.data + row * space.row_stride + s.powers.base;
-        w.last = v > 0 && r.values[row * r.length + v - 1] > 0.5;
-    };
+    Walker walkers[kOddsRows];
     if (!r.free()) {
         for (std::int64_t row = frame.row_begin; row < frame.row_end; ++row) {
-            Walker w;
-            begin(w, row, first);
-            space.data[row * space.row_stride + s.out.base] = step_once(s, kernel, w, first);
+            Walk walk(s, frame);
+            walkers[0].bars[0] = 0.0f;
+            walk.add(row, first, walkers[0]);
+            walk.go(first, 1);
+            space.data[row * space.row_stride + s.out.base] = walkers[0].logits[0];
         }
         return run_draw(*s.draw, frame);
     }
-    Walker walkers[kTogether];
     const std::int64_t done = frame.done;
-    for (std::int64_t from = 0; from < frame.positions; from += kStretch) {
-        const std::int64_t count = std::min(kStretch, frame.positions - from);
-        for (std::int64_t row = frame.row_begin; row < frame.row_end; row += kTogether) {
-            const std::int64_t together = std::min(kTogether, frame.row_end - row);
+    for (std::int64_t from = 0, count = 0; from < frame.positions; from += count) {
+        count = std::min(kStretch - (first + from) % kStretch, frame.positions - from);
+        frame.done = done + from;
+        for (std::int64_t row = frame.row_begin; row < frame.row_end; row += kOddsRows) {
+            const std::int64_t together = std::min(kOddsRows, frame.row_end - row);
+            Walk walk(s, frame);
             for (std::int64_t k = 0; k < together; ++k) {
-                begin(walkers[k], row + k, first + from);
                 prepare(walkers[k], r, row + k, first + from, count);
+                walk.add(row + k, first + from, walkers[k]);
             }
-            for (std::int64_t i = 0; i < count; ++i) {
-                for (std::int64_t k = 0; k < together; ++k) {
-                    Walker& w = walkers[k];
-                    w.logits[i] = step_once(s, kernel, w, first + from + i);
-                    w.last = w.logits[i] > w.bars[i];
-                    w.values[i] = w.last ? 1.0f : 0.0f;
-                }
-            }
-            frame.done = done + from;
+            walk.go(first + from, count);
             for (std::int64_t k = 0; k < together; ++k) {
                 conclude(walkers[k], s, frame, row + k, first + from, count);
                 if (frame.failure.kind != FailureKind::kNone) return;

@@ -77,12 +77,19 @@ Plan::Plan(Program given, const PlanOptions& wanted)
     // A thread without rows would only wait.
     const auto for_rows = static_cast<int>(std::clamp<std::int64_t>(options.rows, 1, options.threads));
     share_rows(for_rows);
-    if (options.threads > 1) {
+    if (options.threads > 1 && options.sharing != Sharing::kRows) {
+        auto all = std::make_unique<TeamPool>(options.threads);
+        // What was written before the flag takes its own way after it.
+        ns_to_hear = options.ns_to_hear ? *options.ns_to_hear : 2.0 * all->ns_to_hear();
         const double apart = predicted_ns();
         share_steps(options.threads);
-        if (options.sharing == Sharing::kRows || (!options.sharing && apart <= predicted_ns())) share_rows(for_rows);
+        if (options.sharing || predicted_ns() < apart) {
+            teams = std::move(all);
+        } else {
+            share_rows(for_rows);
+        }
     }
-    teams = std::make_unique<TeamPool>(threads);
+    if (!teams) teams = std::make_unique<TeamPool>(threads);
 }
 
 void Plan::build(Compiler& compiler) {
@@ -172,7 +179,7 @@ double Plan::predicted_ns() const {
 void Plan::share_rows(int count) {
     sharing = Sharing::kRows;
     threads = count;
-    const CostModel model(static_cast<double>(store.bytes()) * count, count);
+    const CostModel model(static_cast<double>(store.bytes()) * count, count, ns_to_hear);
     const double rows = std::ceil(static_cast<double>(options.rows) / count);
     for (Block& block : blocks) {
         block.predicted_ns = 0.0;
@@ -191,7 +198,7 @@ void Plan::share_rows(int count) {
 void Plan::share_steps(int count) {
     sharing = Sharing::kSteps;
     threads = count;
-    const CostModel model(static_cast<double>(store.bytes()), count);
+    const CostModel model(static_cast<double>(store.bytes()), count, ns_to_hear);
     for (Block& block : blocks) {
         std::vector<std::vector<std::size_t>> before(block.steps.size());
         for (std::size_t i = 0; i < block.steps.size(); ++i) {

@@ -24,8 +24,9 @@ enum class Sharing { kRows, kSteps };
 struct PlanOptions {
     Precision precision = Precision::kFloat32;
     int threads = 1;
-    std::int64_t rows = 1;           // of the runs to expect; a run may have any number
-    std::optional<Sharing> sharing;  // absent: whichever the cost model prefers
+    std::int64_t rows = 1;             // of the runs to expect; a run may have any number
+    std::optional<Sharing> sharing;    // absent: whichever the cost model prefers
+    std::optional<double> ns_to_hear;  // from one thread to another; absent: measured
 };
 
 // A step, or a part of one, in a thread's order. It starts when each awaited thread has come as far as it says.
@@ -93,7 +94,8 @@ struct Plan {
     // States that are kept in another form than the program's, as numbers of one row.
     std::int64_t own_floats() const;
     Sharing sharing = Sharing::kRows;
-    int threads = 1;  // in use
+    int threads = 1;          // in use
+    double ns_to_hear = 0.0;  // from one thread to another, where threads share steps or might have
     std::unique_ptr<TeamPool> teams;
 
   private:

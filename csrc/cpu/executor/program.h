@@ -96,6 +96,7 @@ struct Instruction {
     std::int64_t heads = 1;
     std::int64_t kv_heads = 1;
     std::optional<std::int64_t> window;
+    Neighbourhood<std::int64_t> local;
     double scale = 1.0;  // also alpha
     double shift = 0.0;  // also beta
     double first = 0.0;

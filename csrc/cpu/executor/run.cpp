@@ -90,14 +90,17 @@ std::int64_t Run::advance(std::int64_t positions, double milliseconds) {
     const auto elapsed = [&] { return std::chrono::duration<double, std::milli>(Clock::now() - begin).count(); };
     const std::int64_t before = cursor_.done;
     const std::int64_t target = std::min(request_.length, before + positions);
-    // All threads stop at the same position, so time is turned into positions: by the rate so far, and by doubling
-    // until there is one.
-    std::int64_t piece = positions_per_ms_ > 0 ? request_.length : 1;
+    // All threads stop at the same position, so time is turned into positions: by the rate so far, and at first by an
+    // eighth of the rate that the cost model expects.
+    if (positions_per_ms_ == 0.0) {
+        const double rows = static_cast<double>(request_.rows) / static_cast<double>(plan_->options.rows);
+        positions_per_ms_ = 1e6 / 8.0 / std::max(1.0, plan_->predicted_ns() * std::max(1.0, rows));
+    }
     while (cursor_.done < target && !finished() && failure_.kind == FailureKind::kNone) {
         const double left = milliseconds - elapsed();
         if (left <= 0 && cursor_.done > before) break;
         const auto affordable = static_cast<std::int64_t>(std::max(1.0, positions_per_ms_ * std::max(left, 0.0)));
-        const std::int64_t next = std::min({target, cursor_.done + piece, cursor_.done + affordable});
+        const std::int64_t next = std::min(target, cursor_.done + affordable);
         const double started = elapsed();
         const std::int64_t from = cursor_.done;
         failed_.store(false, std::memory_order_relaxed);
@@ -115,7 +118,6 @@ std::int64_t Run::advance(std::int64_t positions, double milliseconds) {
             }
         }
         positions_per_ms_ = static_cast<double>(cursor_.done - from) / std::max(1e-6, elapsed() - started);
-        piece *= 4;
         if (positions_per_ms_ == 0.0) positions_per_ms_ = 1.0;
     }
     plan_->teams->give_back(std::move(team));

@@ -59,7 +59,10 @@ class Scheduler {
                 }
             }
             double together = 0.0;
-            const double part = model_.step(*block_.steps[i], 1.0 / threads_, static_cast<double>(rows_));
+            const double each = 1.0 / threads_;
+            const double part = by_rows(*block_.steps[i])
+                                    ? model_.step(*block_.steps[i], 1.0, static_cast<double>(rows_) * each)
+                                    : model_.step(*block_.steps[i], each, static_cast<double>(rows_));
             for (int t = 0; t < threads_; ++t) together = std::max(together, ready(d, i, t, free) + part);
             const bool split = divisible(*block_.steps[i]) && together + worth < first;
             for (int t = 0; t < threads_; ++t) {
@@ -155,7 +158,7 @@ void write(Block& block, const std::vector<std::vector<std::size_t>>& before, co
 
 }  // namespace
 
-CostModel::CostModel(double weight_bytes, int threads) {
+CostModel::CostModel(double weight_bytes, int threads, double to_hear) : ns_to_hear(to_hear) {
     // Measured on two cores of an EPYC of 2024: 270, 130 and 42 GB/s for a core of two at work.
     constexpr double kSecondLevel = 0.9e6;
     constexpr double kThirdLevel = 28e6;
@@ -171,7 +174,7 @@ double CostModel::step(const Step& step, double share, double rows) const {
     const double products = step.work * rows * ns_per_product;
     // Reading and multiplying overlap, but where several blocks of rows pass over the weights not all the time.
     const double both = std::max(read, products) + 0.3 * std::min(read, products);
-    return ns_per_step + share * (both + step.lanes * rows * ns_per_function);
+    return ns_per_step + rows * ns_per_row + share * (both + step.lanes * rows * ns_per_function);
 }
 
 double schedule(Block& block, const std::vector<std::vector<std::size_t>>& before, int threads, std::int64_t rows,

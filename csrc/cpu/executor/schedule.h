@@ -13,11 +13,12 @@ struct CostModel {
     double ns_per_byte;  // of weights, for one thread, from where all of them together fit
     double ns_per_product = 0.012;
     double ns_per_function = 0.12;  // of one element
-    double ns_per_step = 15.0;
-    double ns_to_hear = 120.0;  // until a thread sees what another has written
+    double ns_per_step = 30.0;
+    double ns_per_row = 12.0;  // of a step: what does not shrink where its outputs are shared out
+    double ns_to_hear;         // until a thread sees what another has written
 
     // `weight_bytes`: of the whole plan. What several threads share is level 3 and memory.
-    CostModel(double weight_bytes, int threads);
+    CostModel(double weight_bytes, int threads, double ns_to_hear);
 
     double step(const Step& step, double share, double rows) const;
 };

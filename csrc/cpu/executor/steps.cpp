@@ -254,7 +254,7 @@ void run_attention(const Step& step, Frame& frame) {
     const Rows values(s.values, frame);
     const Rows out(s.out, frame);
     const std::int64_t newest = s.newest.at(frame.variables);
-    const std::int64_t first = s.window > 0 ? std::max<std::int64_t>(0, newest - s.window + 1) : 0;
+    const Seen<std::int64_t> slots = seen(newest, s.window, s.local);
     const std::int64_t key_width = s.query.width / s.heads;
     const std::int64_t value_width = s.out.width / s.heads;
     for (std::int64_t row = frame.row_begin; row < frame.row_end; ++row) {
@@ -267,8 +267,7 @@ void run_attention(const Step& step, Frame& frame) {
                                 .value_stride = s.values.width,
                                 .key_width = key_width,
                                 .value_width = value_width,
-                                .first_slot = first,
-                                .count = newest - first + 1,
+                                .seen = slots,
                                 .slots = s.slots,
                                 .scale = s.scale,
                                 .scores = frame.workspace.floats.data(),

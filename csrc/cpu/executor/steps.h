@@ -109,6 +109,7 @@ struct AttentionStep : Step {
     std::int64_t heads = 1;
     std::int64_t kv_heads = 1;
     std::int64_t window = 0;  // 0: all
+    Neighbourhood<std::int64_t> local;
     float scale = 1.0f;
 };
 

@@ -48,10 +48,17 @@ class Team {
     // body must not throw.
     void run(const std::function<void(int)>& body);
 
+    // Nanoseconds until another thread of the team sees what one has written, as a mean over a fraction of a
+    // millisecond; for teams of two or more. It is no constant: two virtual cores may be moved apart, and where others
+    // use them it can be milliseconds.
+    double ns_to_hear();
+
   private:
     void serve(int number);
+    void keep_apart();
 
     std::vector<std::thread> workers_;
+    int caller_core_ = -1;  // which the workers keep off
     const std::function<void(int)>* body_ = nullptr;
     alignas(64) std::atomic<std::uint64_t> started_{0};
     alignas(64) std::atomic<int> busy_{0};
@@ -69,6 +76,8 @@ class TeamPool {
     // A team that nobody else uses until it is given back.
     std::unique_ptr<Team> take();
     void give_back(std::unique_ptr<Team> team);
+
+    double ns_to_hear();
 
   private:
     int threads_;

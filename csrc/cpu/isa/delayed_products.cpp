@@ -1,5 +1,7 @@
 // Gradients of weights: the product of delayed_tile.h with times in the place of inputs. Its left side is the
 // gradient's rows as they lie; its panel, kWidth pairs of a tap and an input wide, is the source turned on its side.
+#include <memory>
+
 #include "cpu/isa/delayed.h"
 #include "cpu/isa/delayed_tile.h"
 
@@ -130,8 +132,9 @@ void products(const DelayedProducts& a, const ProductsExtent& extent, float* par
     const std::int64_t down = pieces(a.outputs, extent.rows);
     const std::int64_t per_row = pieces(a.source.length, kTimes<T>);
     const auto index = [](std::int64_t n) { return static_cast<std::size_t>(n); };
-    std::vector<float> sums(index(extent.rows * extent.columns));
-    std::vector<Entry<T>> near(index((extent.rows + kWidth) * kTimes<T>));
+    const std::int64_t elements = extent.rows * extent.columns;
+    const auto sums = std::make_unique_for_overwrite<float[]>(index(elements));
+    const auto near = std::make_unique_for_overwrite<Entry<T>[]>(index((extent.rows + kWidth) * kTimes<T>));
     // Rows and columns beyond the last repeat it: their sums are never read.
     std::vector<const Entry<T>*> grads(index(extent.rows));
     const Entry<T>* columns[kWidth];
@@ -145,7 +148,7 @@ void products(const DelayedProducts& a, const ProductsExtent& extent, float* par
         const std::int64_t rows = std::min(extent.rows, a.outputs - first_row);
         const std::int64_t tiles = tiles_of(rows) * kTileRows;
         const std::int64_t last_column = std::min(first_column + extent.columns, depth);
-        std::fill(sums.begin(), sums.end(), 0.0f);
+        std::fill_n(sums.get(), elements, 0.0f);
         const std::int64_t chunks = chunks_of<T>(a);
         const std::int64_t last_chunk = (segment + 1) * chunks / extent.segments;
         for (std::int64_t chunk = segment * chunks / extent.segments; chunk < last_chunk; ++chunk) {
@@ -159,9 +162,9 @@ void products(const DelayedProducts& a, const ProductsExtent& extent, float* par
             for (std::int64_t r = 0; r < tiles; ++r) {
                 grads[index(r)] = r >= rows ? grads[index(r - 1)]
                                             : entries_of<T>(grad + r * a.grad_channel + first, count, entries,
-                                                            near.data() + r * kTimes<T>);
+                                                            near.get() + r * kTimes<T>);
             }
-            float* window = sums.data();
+            float* window = sums.get();
             for (std::int64_t start = first_column; start < last_column; start += kWidth) {
                 for (std::int64_t c = 0; c < kWidth; ++c) {
                     const std::int64_t k = (start + c) / a.inputs;
@@ -169,7 +172,7 @@ void products(const DelayedProducts& a, const ProductsExtent& extent, float* par
                     columns[c] = start + c >= last_column
                                      ? columns[c - 1]
                                      : delayed_entries<T>(a.source, b, channel, first, a.offsets[k], count, entries,
-                                                          near.data() + (extent.rows + c) * kTimes<T>);
+                                                          near.get() + (extent.rows + c) * kTimes<T>);
                 }
                 pack_columns<T>(columns, entries / kPerWord<T>, panel);
                 multiply_rows<T>(grads.data(), tiles, panel, entries / kPerWord<T>, window);
@@ -178,7 +181,7 @@ void products(const DelayedProducts& a, const ProductsExtent& extent, float* par
         }
         float* out = partial + segment * size(a) + (g * a.outputs + first_row) * depth;
         for (std::int64_t c = first_column; c < last_column; c += kWidth) {
-            const float* window = sums.data() + (c - first_column) * extent.rows;
+            const float* window = sums.get() + (c - first_column) * extent.rows;
             for (std::int64_t r = 0; r < rows; ++r) {
                 std::copy_n(window + r * kWidth, std::min<std::int64_t>(kWidth, last_column - c), out + r * depth + c);
             }

@@ -146,32 +146,50 @@ void pack_row(const T* first, const T* second, Word<T>* out) {
 // What the times [begin, begin + kWidth) of a source are, `begin` a tile's first time plus a tap's offset.
 struct Window {
     std::int64_t begin;
-    bool whole;                 // all of them are in the data and seen
-    std::uint8_t from[kWidth];  // else, for each: 0 nothing, 1 the data, 2 the history
+    bool whole;  // all of them are in the data and seen
+    // Else: places [0, low) are of the history or nothing, [low, high) of the data, further ones nothing.
+    int low;
+    int high;
+    bool broken;                // in the data, some are of another sequence,
+    std::uint8_t seen[kWidth];  // where this is 0
 };
 
 // The window of `count` times from `first` on, seen with this offset.
 inline Window window_of(const Source& source, std::int64_t b, std::int64_t first, std::int64_t offset,
                         std::int64_t count) {
-    Window w{.begin = first + offset, .whole = false, .from = {}};
-    const bool inside = w.begin >= 0 && w.begin + kWidth <= source.length;
-    if (inside && !source.index) {
-        w.whole = true;
-        return w;
-    }
-    const std::int32_t* index = source.index ? source.index + b * source.length : nullptr;
-    bool all = inside;
-    for (std::int64_t i = 0; i < std::min<std::int64_t>(count, kWidth); ++i) {
-        const std::int64_t t = w.begin + i;
-        if (t >= 0 && t < source.length) {
-            w.from[i] = !index || index[t] == index[first + i] ? 1 : 0;
-            all &= w.from[i] == 1;
-        } else if (t < 0 && t >= -source.history_length) {
-            w.from[i] = 2;
+    Window w{.begin = first + offset, .whole = false, .low = 0, .high = 0, .broken = false, .seen = {}};
+    const auto place = [&](std::int64_t time) {
+        return static_cast<int>(std::clamp<std::int64_t>(time - w.begin, 0, std::min<std::int64_t>(count, kWidth)));
+    };
+    w.low = place(0);
+    w.high = place(source.length);
+    if (source.index) {
+        const std::int32_t* index = source.index + b * source.length;
+        for (int i = w.low; i < w.high; ++i) {
+            w.seen[i] = index[w.begin + i] == index[first + i];
+            w.broken |= !w.seen[i];
         }
     }
-    w.whole = all && count == kWidth;
+    w.whole = w.begin >= 0 && w.begin + kWidth <= source.length && (!source.index || (!w.broken && count >= kWidth));
     return w;
+}
+
+// A window of one channel that is not whole, put together.
+template <typename T>
+[[gnu::noinline]] void piece_together(const Source& source, const Window& w, const T* data, std::int64_t b,
+                                      std::int64_t channel, T* near) {
+    std::fill(near, near + w.low, T{});
+    if (source.history_length > 0) {
+        const T* history = static_cast<const T*>(source.history) + b * source.history_batch_stride +
+                           channel * source.history_channel_stride + source.history_length + w.begin;
+        const std::int64_t first = std::clamp<std::int64_t>(-source.history_length - w.begin, 0, w.low);
+        std::copy(history + first, history + w.low, near + first);
+    }
+    std::copy(data + w.begin + w.low, data + w.begin + w.high, near + w.low);
+    std::fill(near + w.high, near + kWidth, T{});
+    for (int i = w.low; w.broken && i < w.high; ++i) {
+        if (!w.seen[i]) near[i] = T{};
+    }
 }
 
 // kWidth elements of one channel in a window: where they lie, or where they were put together.
@@ -179,11 +197,7 @@ template <typename T>
 const T* channel_in(const Source& source, const Window& w, std::int64_t b, std::int64_t channel, T* near) {
     const T* data = static_cast<const T*>(source.data) + b * source.batch_stride + channel * source.channel_stride;
     if (w.whole) return data + w.begin;
-    const T* history = static_cast<const T*>(source.history) + b * source.history_batch_stride +
-                       channel * source.history_channel_stride + source.history_length;
-    for (int i = 0; i < kWidth; ++i) {
-        near[i] = w.from[i] == 1 ? data[w.begin + i] : w.from[i] == 2 ? history[w.begin + i] : T{};
-    }
+    piece_together<T>(source, w, data, b, channel, near);
     return near;
 }
 

@@ -16,10 +16,11 @@ void cell(const CellArguments& a);
 void attention(const AttentionArguments& a);
 void accumulate(float* a, float x, const float* table, std::int64_t n);
 float accumulate_dot(float* a, float x, const float* table, Function f, const float* weights, std::int64_t n);
-float odds_dot(float* odds, bool applies, const float* factors, const float* weights, std::int64_t n);
+void toss(OddsRow* rows, std::int64_t count, const TossArguments& a);
 void balance_odds(float* odds, float* powers, std::int64_t n);
-void coin_bars(std::uint64_t seed, std::uint64_t row, std::uint32_t position, double* out, std::int64_t n);
-void coin_log_probs(const float* logits, const float* values, float* out, std::int64_t n);
+void coin_bars(std::uint64_t seed, std::uint64_t row, std::uint32_t position, double temperature, float* out,
+               std::int64_t n);
+void coins(const float* logits, const float* bars, double* values, float* log_probs, std::int64_t n);
 float largest(const float* a, std::int64_t n);
 void exponentials(const float* z, float shift, float* out, double* sums, std::int64_t n);
 

@@ -115,6 +115,13 @@ inline Lanes reciprocal(Lanes a) {
 inline float sum(Lanes a) {
     return _mm512_reduce_add_ps(a.v);
 }
+// The sum of all lanes, in each of them.
+inline Lanes sum_everywhere(Lanes a) {
+    __m512 v = _mm512_add_ps(a.v, _mm512_shuffle_f32x4(a.v, a.v, 0x4e));
+    v = _mm512_add_ps(v, _mm512_shuffle_f32x4(v, v, 0xb1));
+    v = _mm512_add_ps(v, _mm512_permute_ps(v, 0x4e));
+    return {_mm512_add_ps(v, _mm512_permute_ps(v, 0xb1))};
+}
 inline float largest(Lanes a) {
     return _mm512_reduce_max_ps(a.v);
 }
@@ -223,6 +230,9 @@ inline float sum(Lanes a) {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline Lanes sum_everywhere(Lanes a) {
+    return splat(sum(a));
 }
 inline float largest(Lanes a) {
     const __m256 eight = _mm256_max_ps(a.lo, a.hi);
@@ -342,6 +352,9 @@ inline float sum(Lanes a) {
         for (int i = 0; i < width; ++i) a.v[i] += a.v[i + width];
     }
     return a.v[0];
+}
+inline Lanes sum_everywhere(Lanes a) {
+    return splat(sum(a));
 }
 inline float largest(Lanes a) {
     float m = a.v[0];

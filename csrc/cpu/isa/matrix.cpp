@@ -129,9 +129,15 @@ void by_rows(std::int64_t rows, Body body) {
 #if defined(__AVX512F__)
 constexpr int kRowsOfTile = 6;
 constexpr int kRowsOfPair = 3;
+constexpr int kStreams = 4;
+constexpr int kSlimRegisters = 4;
+constexpr int kSlimSums = 24;
 #else
 constexpr int kRowsOfTile = 1;
 constexpr int kRowsOfPair = 0;
+constexpr int kStreams = 2;
+constexpr int kSlimRegisters = 2;
+constexpr int kSlimSums = 1;
 #endif
 
 // Where several blocks of rows pass over a tile, memory would have nothing to do but in the first pass: so each asks
@@ -179,6 +185,101 @@ void by_tiles(const MatrixArguments& a, std::int64_t input_bytes, Run run) {
         });
         ++tile;
     }
+}
+
+// As `multiply`, for the few outputs of a matrix that fills no tile: step k adds to stream k mod kStreams, since one
+// sum an output would leave the multipliers waiting for it. `step` weights lie between an input's and the next one's.
+template <typename Format, int P, int R>
+[[gnu::noinline]] void multiply_streams(typename Format::Sum (&sums)[kStreams][P][R], const typename Format::Weight* w,
+                                        std::int64_t step, const typename Format::Input* x, std::int64_t x_stride,
+                                        std::int64_t count) {
+    typename Format::Sum sum[kStreams][P][R];
+    std::memcpy(&sum, &sums, sizeof sum);
+    const auto add = [&](int s, std::int64_t k) {
+        typename Format::Spread xs[R];
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) xs[r] = Format::spread(x[r * x_stride + k]);
+#pragma GCC unroll 8
+        for (int p = 0; p < P; ++p) {
+            const auto one = Format::load(w + k * step + p * kLanes);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; ++r) sum[s][p][r] = Format::step(one, xs[r], sum[s][p][r]);
+        }
+    };
+    std::int64_t k = 0;
+    for (; k + kStreams <= count; k += kStreams) {
+#pragma GCC unroll 4
+        for (int s = 0; s < kStreams; ++s) add(s, k + s);
+    }
+#pragma GCC unroll 4
+    for (int s = 0; s < kStreams; ++s) {
+        if (k + s < count) add(s, k + s);
+    }
+    std::memcpy(&sums, &sum, sizeof sum);
+}
+
+// P registers of outputs from `output` on, for R rows; multiply(sums) adds the products.
+template <typename Format, int P, int R, typename Multiply>
+void slim_tile(const MatrixArguments& a, std::int64_t output, std::int64_t row, Multiply multiply) {
+    Lanes sums[kStreams][P][R];
+    for (int p = 0; p < P; ++p) {
+        for (int r = 0; r < R; ++r) {
+            sums[0][p][r] = start_of(a, row + r, output + p * kLanes);
+            for (int s = 1; s < kStreams; ++s) sums[s][p][r] = splat(0.0f);
+        }
+    }
+    multiply(sums);
+    for (int p = 0; p < P; ++p) {
+        for (int r = 0; r < R; ++r) {
+            Lanes total = sums[0][p][r];
+            for (int s = 1; s < kStreams; ++s) total = total + sums[s][p][r];
+            finish(a, row + r, output + p * kLanes, total);
+        }
+    }
+}
+
+// run.template operator()<P, R>(output, row) over the registers of outputs and the rows asked for.
+template <int P, typename Run>
+void by_registers(const MatrixArguments& a, Run run) {
+    constexpr int kRows = kSlimSums / (P * kStreams) > 1 ? kSlimSums / (P * kStreams) : 1;
+    std::int64_t unit = a.unit_begin;
+    for (; unit + P <= a.unit_end; unit += P) {
+        by_rows<kRows>(a.rows, [&]<int R>(std::int64_t row) { run.template operator()<P, R>(unit * kLanes, row); });
+    }
+    if constexpr (P > 1) {
+        if (unit < a.unit_end) {
+            MatrixArguments rest = a;
+            rest.unit_begin = unit;
+            by_registers<P - 1>(rest, run);
+        }
+    }
+}
+
+void slim_floats(const MatrixArguments& a) {
+    const std::int64_t step = (a.outputs + kLanes - 1) / kLanes * kLanes;
+    by_registers<kSlimRegisters>(a, [&]<int P, int R>(std::int64_t output, std::int64_t row) {
+        slim_tile<Float32Format, P, R>(a, output, row, [&](Lanes(&sums)[kStreams][P][R]) {
+            for (std::int64_t s = 0; s < a.segment_count; ++s) {
+                const Segment& segment = a.segments[s];
+                multiply_streams<Float32Format, P, R>(
+                    sums, static_cast<const float*>(a.weights) + segment.first * step + output, step,
+                    segment.x + row * a.x_stride, a.x_stride, segment.count);
+            }
+        });
+    });
+}
+
+void slim_bfloat16(const MatrixArguments& a) {
+    const StagedInputs x = Bfloat16Format::stage(a);
+    const std::int64_t step = (a.outputs + kLanes - 1) / kLanes * kLanes;
+    const auto* weights = static_cast<const std::uint32_t*>(a.weights) + x.first_word * step;
+    by_registers<kSlimRegisters>(a, [&]<int P, int R>(std::int64_t output, std::int64_t row) {
+        slim_tile<Bfloat16Format, P, R>(a, output, row, [&](Lanes(&sums)[kStreams][P][R]) {
+            multiply_streams<Bfloat16Format, P, R>(sums, weights + output, step,
+                                                   x.words + row * x.stride + x.first_word, x.stride,
+                                                   x.last_word - x.first_word);
+        });
+    });
 }
 
 template <typename Format>
@@ -242,11 +343,13 @@ void dot_rows(const MatrixArguments& a) {
 void matrix(Storage storage, const MatrixArguments& a) {
     switch (storage) {
         case Storage::kTiles:
+            if (is_slim(a.outputs)) return slim_floats(a);
             by_tiles(a, 4, [&]<int P, int R>(std::int64_t output, std::int64_t row, Ahead ahead) {
                 float_tile<P, R>(a, output, row, ahead);
             });
             break;
         case Storage::kTilesBfloat16:
+            if (is_slim(a.outputs)) return slim_bfloat16(a);
             narrow_tiles<Bfloat16Format>(a);
             break;
         case Storage::kTilesInt8:

@@ -6,6 +6,7 @@
 // a, about that of the sum that it replaces.
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "common/philox.h"
 #include "cpu/isa/executor.h"
@@ -13,22 +14,63 @@
 
 namespace fastar::cpu::FASTAR_ISA {
 
-float odds_dot(float* odds, bool applies, const float* factors, const float* weights, std::int64_t n) {
+namespace {
+
+// The sum of weights / (1 + odds), in every lane, once the odds are multiplied by factors where `changes`. With kAhead
+// what comes 4 KiB later in factors and weights is asked for: while the chain from a bit to the next one lasts, the
+// processor itself does not look that far.
+template <bool kAhead>
+inline Lanes readout(float* odds, Mask changes, const float* factors, const float* weights, std::int64_t n) {
+    constexpr std::int64_t kFloatsAhead = 1024;
     constexpr int kTogether = 4;
-    const Mask changes = all_lanes(applies);
     static_assert(kTogether * kLanes == kOddsBlock);
     Lanes total[kTogether] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
     for (std::int64_t first = 0; first < n; first += kOddsBlock) {
 #pragma GCC unroll 4
         for (int k = 0; k < kTogether; ++k) {
             const std::int64_t i = first + k * kLanes;
+            if constexpr (kAhead) {
+                __builtin_prefetch(factors + i + kFloatsAhead);
+                __builtin_prefetch(weights + i + kFloatsAhead);
+            }
             const Lanes old = load(odds + i);
             const Lanes now = pick(changes, old * load(factors + i), old);
             store(odds + i, now);
             total[k] = fma(reciprocal(now + splat(1.0f)), load(weights + i), total[k]);
         }
     }
-    return sum((total[0] + total[1]) + (total[2] + total[3]));
+    return sum_everywhere((total[0] + total[1]) + (total[2] + total[3]));
+}
+
+// A bit stays in a mask register from its logit to the odds that it changes, where there is one row.
+template <typename Count>
+inline void walk(OddsRow* rows, Count count, const TossArguments& a) {
+    Mask changes[kOddsRows];
+    for (std::int64_t r = 0; r < count; ++r) changes[r] = all_lanes(rows[r].last);
+    for (std::int64_t i = 0; i < a.positions; ++i) {
+        const float* factors = a.factors + i * a.width;
+        const float* weights = a.weights + i * a.width;
+        const Lanes bias = splat(a.bias ? a.bias[i] : 0.0f);
+        for (std::int64_t r = 0; r < count; ++r) {
+            const Lanes logit = bias + (r == 0 ? readout<true>(rows[r].odds, changes[r], factors, weights, a.width)
+                                               : readout<false>(rows[r].odds, changes[r], factors, weights, a.width));
+            changes[r] = splat(rows[r].bars[i]) < logit;
+            store_first(rows[r].logits + i, logit, 1);
+        }
+    }
+    for (std::int64_t r = 0; r < count; ++r) {
+        rows[r].last = rows[r].logits[a.positions - 1] > rows[r].bars[a.positions - 1];
+    }
+}
+
+}  // namespace
+
+void toss(OddsRow* rows, std::int64_t count, const TossArguments& a) {
+    if (count == 1) {
+        walk(rows, std::integral_constant<std::int64_t, 1>{}, a);
+    } else {
+        walk(rows, count, a);
+    }
 }
 
 void balance_odds(float* odds, float* powers, std::int64_t n) {
@@ -92,26 +134,27 @@ inline double logarithm(double x) {
 
 }  // namespace
 
-void coin_bars(std::uint64_t seed, std::uint64_t row, std::uint32_t position, double* out, std::int64_t n) {
+void coin_bars(std::uint64_t seed, std::uint64_t row, std::uint32_t position, double temperature, float* out,
+               std::int64_t n) {
     for (std::int64_t k = 0; k < n; k += kCoins) {
         std::uint32_t words[kCoins];
         first_words(seed, row, position + static_cast<std::uint32_t>(k), words);
-        double bars[kCoins];
+        float bars[kCoins];
         for (int i = 0; i < kCoins; ++i) {
             const double u = uniform_of_word(words[i]);
-            bars[i] = logarithm(u / (1.0 - u));
+            bars[i] = static_cast<float>(temperature * logarithm(u / (1.0 - u)));
         }
         std::copy_n(bars, std::min<std::int64_t>(kCoins, n - k), out + k);
     }
 }
 
-void coin_log_probs(const float* logits, const float* values, float* out, std::int64_t n) {
+void coins(const float* logits, const float* bars, double* values, float* log_probs, std::int64_t n) {
     for (std::int64_t k = 0; k < n; k += kLanes) {
         const Lanes z = load_first(logits + k, n - k);
-        const Lanes x = load_first(values + k, n - k);
-        const Lanes against = z * fma(splat(-2.0f), x, splat(1.0f));
-        store_first(out + k, splat(0.0f) - softplus(against), n - k);
+        const Lanes against = pick(load_first(bars + k, n - k) < z, splat(0.0f) - z, z);
+        store_first(log_probs + k, splat(0.0f) - softplus(against), n - k);
     }
+    for (std::int64_t i = 0; i < n; ++i) values[i] = logits[i] > bars[i] ? 1.0 : 0.0;
 }
 
 }  // namespace fastar::cpu::FASTAR_ISA

@@ -1,4 +1,5 @@
 // Softmax heads and cached attention at one vector level.
+#include <algorithm>
 #include <limits>
 
 #include "cpu/isa/executor.h"
@@ -62,10 +63,13 @@ void dots(const float* query, const float* keys, std::int64_t stride, std::int64
 // The slots in their order, as stretches without a turn of the ring: body(first slot, first j, count).
 template <typename Body>
 void by_stretches(const AttentionArguments& a, Body body) {
-    const std::int64_t begin = a.first_slot % a.slots;
-    const std::int64_t straight = a.count < a.slots - begin ? a.count : a.slots - begin;
-    body(begin, std::int64_t{0}, straight);
-    if (straight < a.count) body(std::int64_t{0}, straight, a.count - straight);
+    for (std::int64_t j = 0; j < a.seen.count; j += a.seen.span) {
+        const std::int64_t begin = a.seen.at(j) % a.slots;
+        const std::int64_t count = std::min(a.seen.span, a.seen.count - j);
+        const std::int64_t straight = std::min(count, a.slots - begin);
+        body(begin, j, straight);
+        if (straight < count) body(std::int64_t{0}, j + straight, count - straight);
+    }
 }
 
 }  // namespace
@@ -82,10 +86,10 @@ void attention(const AttentionArguments& a) {
             dots<1>(a.query, keys + j * a.key_stride, a.key_stride, a.key_width, a.scale, a.scores + first + j);
         }
     });
-    const float top = largest(a.scores, a.count);
+    const float top = largest(a.scores, a.seen.count);
     Lanes total = splat(0.0f);
-    for (std::int64_t j = 0; j < a.count; j += kLanes) {
-        const std::int64_t count = a.count - j < kLanes ? a.count - j : kLanes;
+    for (std::int64_t j = 0; j < a.seen.count; j += kLanes) {
+        const std::int64_t count = a.seen.count - j < kLanes ? a.seen.count - j : kLanes;
         const Lanes z = load_first(a.scores + j, count, -std::numeric_limits<float>::infinity()) - splat(top);
         const Lanes e = pick(z < splat(-87.0f), splat(0.0f), exp_unchecked(at_least(z, splat(-87.0f))));
         store_first(a.scores + j, e, count);
