@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastar.bench.cases.sampling._common import Work, Workload, case, random
+from fastar.bench.cases.sampling._common import Work, Workload, case, on, random
 from fastar.bench.registry import Case
 from fastar.sampling import Builder, Head, Program, Value
 from fastar.sampling.instructions import Accumulate, Draw, Readout
@@ -70,7 +70,7 @@ def plain(p: Parameters, u: Tensor) -> Tensor:
 def in_place(p: Parameters, u: Tensor) -> Tensor:
     """The same with as few and as cheap calls as possible."""
     state = p["hidden_bias"].repeat(u.shape[1], 1)
-    x = torch.empty(u.shape[1], len(u))
+    x = u.new_empty(u.shape[1], len(u))
     for d in range(len(u)):
         bit = u[d] < torch.sigmoid(torch.addmv(p["bias"][d], torch.sigmoid(state), p["readout"][d]))
         x[:, d] = bit
@@ -79,8 +79,8 @@ def in_place(p: Parameters, u: Tensor) -> Tensor:
 
 
 def nade(dim: int, hidden: int, rows: int, *, small: bool = False) -> Case:
-    def make() -> Workload:
-        p = parameters(dim, hidden)
+    def make(device: torch.device) -> Workload:
+        p = on(device, parameters(dim, hidden))
         loops = {
             "loop over parameters": lambda u: over_parameters(p, u),
             "loop, tuned": lambda u: plain(p, u),
@@ -102,4 +102,4 @@ def nade(dim: int, hidden: int, rows: int, *, small: bool = False) -> Case:
     )
 
 
-CASES = (nade(784, 500, 1), nade(784, 500, 64), nade(49, 40, 3, small=True))
+CASES = (nade(784, 500, 1), nade(784, 500, 64), nade(784, 500, 1024), nade(49, 40, 3, small=True))
