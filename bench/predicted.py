@@ -82,6 +82,7 @@ _COLUMNS = (
     "meetings of a block",
     "of a team",
     "edges",
+    "taps fetched",
     "streamed",
     "KB a block reads (of them kept)",
     "predicted us",
@@ -98,7 +99,7 @@ def line(one: Prediction) -> list[str]:
     del held
     tally = packed.tally
     cells = [one.name, one.rows, one.precision, plan.name, f"{plan.rows_per_team} x {plan.blocks_per_team}"]
-    cells += [tally[name] for name in ("commands", "block_meetings", "team_meetings", "edges", "streams")]
+    cells += [tally[name] for name in ("commands", "block_meetings", "team_meetings", "edges", "fetches", "streams")]
     cells += [f"{tally['weight_bytes'] / 1024:.0f} ({tally['resident_bytes'] / 1024:.0f})"]
     return [*map(str, cells), f"{plan.predicted_us:.2f}", f"{one.goal:.2f}"]
 

@@ -193,6 +193,7 @@ void bind_cuda_program(py::module_& module) {
                                        {"block_meetings", a.tally.block_meetings},
                                        {"team_meetings", a.tally.team_meetings},
                                        {"edges", a.tally.edges},
+                                       {"fetches", a.tally.fetches},
                                        {"streams", a.tally.streams},
                                        {"weight_bytes", a.tally.weight_bytes},
                                        {"resident_bytes", a.tally.resident_bytes}};

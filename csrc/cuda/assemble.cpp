@@ -247,6 +247,7 @@ class Assembler {
         e.place = i.place;
         e.command = narrow(static_cast<std::int64_t>(commands_.size()));
         e.address = narrow(static_cast<std::int64_t>(addresses_.size()));
+        e.fetch = narrow(static_cast<std::int64_t>(fetches_.size()));
         entries_.push_back(e);
         ++to_.tally.team_meetings;
     }
@@ -379,20 +380,47 @@ class Assembler {
         return held->second;
     }
 
-    void matrix(const Instruction& i, Command& c) {
+    // Taps that are fetched beforehand: outside where the ring's place is, else where they were fetched to.
+    void fetch_taps(const Instruction& i, const Beside& beside, Command& c) {
+        Entry& block = entries_.back();
+        std::vector<std::int16_t> far;
+        for (int tap = 0; tap < i.tap_end; ++tap) far.push_back(number(address(*i.source, &i.taps[at(tap)])));
+        c.tap = static_cast<std::int16_t>(block.addresses);
+        c.source.space = kFastSpace;
+        for (int tap = 0; tap < i.tap_end; ++tap) {
+            Address near = addresses_[at(block.address + far[at(tap)])];
+            near.base = narrow(to_.buffers[at(beside.fetched[at(tap)])].base);
+            near.stride[0] = 0;
+            addresses_.push_back(near);
+            fetches_.push_back({far[at(tap)], near.base, c.source.width});
+            ++block.fetches;
+            ++to_.tally.fetches;
+        }
+        addresses_.push_back(address(*beside.fresh, nullptr));
+        block.addresses += narrow(static_cast<std::int64_t>(i.taps.size()));
+        c.fresh = {};
+    }
+
+    void matrix(const Instruction& i, const Beside& beside, Command& c) {
         const MatrixShape all = shape_of(i);
         const auto [banks, outputs, taps, inputs] = all;
         c.outputs = narrow(outputs);
         c.inputs = narrow(inputs);
         if (i.op == cpu::Op::kReadout) std::swap(c.function, c.input_function);
         c.storage = sums_by_warps(i) ? Storage::kRows : storage_of(options_.precision);
-        if (!i.taps.empty()) {
+        const auto near = [&](int buffer) { return to_.buffers[at(buffer)].space == kFastSpace; };
+        if (!beside.fetched.empty() && near(beside.fresh->buffer) &&
+            std::all_of(beside.fetched.begin(), beside.fetched.end(), near)) {
+            fetch_taps(i, beside, c);
+        } else if (!i.taps.empty()) {
             c.tap = static_cast<std::int16_t>(entries_.back().addresses);
             for (const auto& tap : i.taps) {
                 // Taps are numbered one after another, so that none may be shared with what came before.
                 addresses_.push_back(address(*i.source, &tap));
                 ++entries_.back().addresses;
             }
+        }
+        if (!i.taps.empty()) {
             to_.stretch.most_addresses = std::max(to_.stretch.most_addresses, entries_.back().addresses);
             c.taps = static_cast<std::int16_t>(taps);
         }
@@ -402,8 +430,11 @@ class Assembler {
         } else {
             c.shared_out = is_shared_out(c, bank_bytes(all, c.storage));
             c.own_copy = own_.contains(i.out->buffer);
-            auto& held = packed_[{i.weight, banks, taps, c.shared_out}];
-            if (held.bank_bytes == 0) held = keep(program_.weights[at(i.weight)].floats, all, c);
+            // Whoever adds to sums that lie with their tiles has its own where they are.
+            const bool fixed = c.own_copy || (i.add && own_.contains(i.add->buffer));
+            auto& held = packed_[{i.weight, banks, taps, c.shared_out, fixed}];
+            if (held.bank_bytes == 0) held = keep(program_.weights[at(i.weight)].floats, all, c, fixed);
+            c.first_block = held.first_block;
             c.weight = held.weights;
             c.scales = held.scales;
             c.bank_bytes = held.bank_bytes;
@@ -419,7 +450,7 @@ class Assembler {
         const auto read = static_cast<std::int64_t>(share * static_cast<double>(c.bank_bytes));
         to_.tally.weight_bytes += read;
         if (c.resident >= 0) to_.tally.resident_bytes += read;
-        to_.tally.streams += c.resident < 0;
+        to_.tally.streams += c.resident < 0 || c.source.space == kSlowSpace;
     }
 
     // What every block does on its own copy of a row's fast numbers costs no exchange.
@@ -435,9 +466,17 @@ class Assembler {
         std::int64_t bank_bytes = 0;
         std::int64_t resident = -1;
         std::int32_t tile_bytes = 0;
+        std::int32_t first_block = 0;
     };
 
-    Held keep(const float* weights, const MatrixShape& shape, const Command& c) {
+    // Room in every block's shared memory, of which matrices of fewer tiles than blocks leave some blocks' free.
+    struct Shelf {
+        std::int64_t to;
+        std::int64_t bytes;
+        std::int64_t blocks;  // whose room is taken
+    };
+
+    Held keep(const float* weights, const MatrixShape& shape, const Command& c, bool fixed) {
         const Storage storage = c.storage;
         Held held;
         held.tile_bytes = narrow(tile_bytes(shape, storage));
@@ -456,12 +495,22 @@ class Assembler {
         Stretch& s = to_.stretch;
         const std::int64_t apart = c.shared_out ? options_.blocks : 1;
         const std::int64_t own = (tiles + apart - 1) / apart * shape.banks * held.tile_bytes;
-        if (s.resident_bytes + own <= options_.resident_bytes) {
+        const auto shelf = std::find_if(shelves_.begin(), shelves_.end(), [&](const Shelf& one) {
+            return !fixed && one.bytes == own && one.blocks + tiles <= apart;
+        });
+        if (shelf != shelves_.end()) {
+            held.resident = shelf->to;
+            held.first_block = narrow(shelf->blocks);
+            shelf->blocks += tiles;
+        } else if (s.resident_bytes + own <= options_.resident_bytes) {
             held.resident = s.resident_bytes;
             s.resident_bytes += own;
-            residents_.push_back(
-                {held.weights, held.resident, held.tile_bytes, narrow(tiles), narrow(shape.banks), narrow(apart)});
+            if (tiles < apart) shelves_.push_back({held.resident, own, tiles});
+        } else {
+            return held;
         }
+        residents_.push_back({held.weights, held.resident, held.tile_bytes, narrow(tiles), narrow(shape.banks),
+                              narrow(apart), held.first_block});
         return held;
     }
 
@@ -542,7 +591,7 @@ class Assembler {
         c.first = static_cast<float>(i.first);
         c.eps = static_cast<float>(i.eps);
         if (c.op == Op::kMatrix) {
-            matrix(i, c);
+            matrix(i, beside, c);
         } else if (i.weight >= 0) {
             c.weight = table(i.weight);
         }
@@ -583,6 +632,8 @@ class Assembler {
         std::vector<Before> now{{.accesses = cpu::accesses(i), .shared_out = c.shared_out && !c.own_copy}};
         // Only the last command of a block writes a value, and none of the block reads that one.
         std::erase_if(now[0].accesses.reads, [](const cpu::Access& one) { return one.ref.buffer == cpu::kValues; });
+        // What was fetched came before the block of commands began.
+        if (!beside.fetched.empty()) now[0].accesses.reads.erase(now[0].accesses.reads.begin());
         if (beside.fresh) now[0].accesses.reads.push_back({.ref = *beside.fresh});
         if (beside.mirror) {
             now.push_back({.accesses = {.reads = {}, .writes = {{.ref = *beside.mirror}}}, .shared_out = true});
@@ -671,6 +722,7 @@ class Assembler {
         s.resident_count = narrow(static_cast<std::int64_t>(residents_.size()));
         s.parts = put(parts_);
         s.part_count = narrow(static_cast<std::int64_t>(parts_.size()));
+        s.fetches = put(fetches_);
         // The commands name weights by their distance from the beginning, known once everything before them is placed.
         s.commands = put(commands_);
         const auto begin = static_cast<std::int64_t>((to_.bytes.size() + 255) / 256 * 256);
@@ -697,11 +749,13 @@ class Assembler {
     std::vector<std::byte> weights_;
     std::int64_t weight_bytes_ = 0;
     std::map<int, std::int64_t> tables_;
-    std::map<std::tuple<int, std::int64_t, std::int64_t, bool>, Held> packed_;
+    std::map<std::tuple<int, std::int64_t, std::int64_t, bool, bool>, Held> packed_;
+    std::vector<Shelf> shelves_;
     std::vector<Beside> beside_;
     std::set<int> own_;           // buffers of which a block needs the numbers of its own tiles only
     std::map<int, int> instead_;  // buffers whose place is another's
     std::vector<Part> parts_;
+    std::vector<Fetch> fetches_;
     std::vector<Before> before_;
 };
 

@@ -28,6 +28,7 @@ struct Tally {
     std::int64_t block_meetings = 0;
     std::int64_t team_meetings = 0;
     std::int64_t edges = 0;           // waited for
+    std::int64_t fetches = 0;         // taps that are fetched beforehand
     std::int64_t streams = 0;         // commands whose matrices do not lie in shared memory
     std::int64_t weight_bytes = 0;    // read by a block
     std::int64_t resident_bytes = 0;  // of these, from shared memory

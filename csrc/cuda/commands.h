@@ -146,7 +146,8 @@ struct Command {
     std::int64_t spans = -1;
     std::int64_t reach = -1;
     std::int64_t bank_bytes = 0;
-    std::int64_t resident = -1;  // where its tiles lie in the block's shared memory, behind the fast space
+    std::int32_t first_block = 0;  // that which has the first tile
+    std::int64_t resident = -1;    // where its tiles lie in the block's shared memory, behind the fast space
     std::int32_t tile_bytes = 0;
     std::int32_t parts = 1;  // of a tile's inputs, each summed by a warp
     std::int32_t outputs = 0;
@@ -183,11 +184,13 @@ struct Entry {
     std::int32_t address = 0;
     std::int32_t addresses = 0;
     std::int32_t edges = 0;
+    std::int32_t fetch = 0;  // the first of `fetches`
+    std::int32_t fetches = 0;
     std::int32_t completes = 0;  // a position
 };
 
-// A matrix whose tiles are in shared memory throughout a launch: all of them, or in block r of a team those whose
-// number is r more than a multiple of `apart`.
+// A matrix whose tiles are in shared memory throughout a launch: all of them, or in the block that comes r after
+// `first_block` in the team those whose number is r more than a multiple of `apart`.
 struct Resident {
     std::int64_t from;  // in the stretch
     std::int64_t to;    // in the shared memory behind the fast space
@@ -195,6 +198,14 @@ struct Resident {
     std::int32_t tiles;  // of a bank
     std::int32_t banks;
     std::int32_t apart;
+    std::int32_t first_block;
+};
+
+// What each block fetches from global memory before the meeting that begins a block of commands.
+struct Fetch {
+    std::int32_t address;  // within the block of commands; in the slow space
+    std::int32_t to;       // in the fast space
+    std::int32_t width;    // a multiple of 4
 };
 
 // Numbers of the fast space of which each block holds those of its own tiles only.
@@ -212,6 +223,7 @@ struct Stretch {
     std::int64_t laws;
     std::int64_t residents;
     std::int64_t parts;
+    std::int64_t fetches;
     std::int64_t resident_bytes;
     std::int32_t resident_count;
     std::int32_t part_count;

@@ -39,15 +39,19 @@ struct Context {
         Crew all = block_crew();
         if (c.shared_out) {
             // Neighbouring numbers in different blocks, so that few tiles keep many of them busy.
-            all.warp = all.warp * team.size + team.rank;
+            all.warp = all.warp * team.size + block(c);
             all.warps *= team.size;
         }
         return all;
     }
 
-    // Blocks that share a command, and the number of this one.
+    // Blocks that share a command, and the number of this one among them.
     FASTAR_DEVICE int blocks(const Command& c) const { return c.shared_out ? team.size : 1; }
-    FASTAR_DEVICE int block(const Command& c) const { return c.shared_out ? team.rank : 0; }
+    FASTAR_DEVICE int block(const Command& c) const {
+        if (!c.shared_out) return 0;
+        const int after = team.rank - c.first_block;
+        return after < 0 ? after + team.size : after;
+    }
 
     FASTAR_DEVICE int index(std::int16_t address) const { return addresses[address]; }
     FASTAR_DEVICE float* row(const Operand& o, int r) const {

@@ -139,7 +139,7 @@ class Interpreter {
             const int pieces = m.tile_bytes / 16;
             std::byte* to = shared_memory() + layout_.resident + m.to;
             for (int slot = 0; slot < own * m.banks; ++slot) {
-                const int tile = slot % own * m.apart + team_.rank % m.apart;
+                const int tile = slot % own * m.apart + (team_.rank + m.apart - m.first_block) % m.apart;
                 if (tile >= m.tiles) continue;
                 const std::int64_t number = static_cast<std::int64_t>(slot / own) * m.tiles + tile;
                 const std::byte* from = run_.stretch + m.from + number * m.tile_bytes;
@@ -236,6 +236,27 @@ class Interpreter {
         if (ask_host(run_.cancel) != 0) x.fail(FailureKind::kCancelled, kLastPlace, 0);
     }
 
+    // Asks for what earlier positions left in global memory, while other blocks may still draw this one's value.
+    FASTAR_DEVICE void fetch(const Entry& entry, const std::int32_t* found) {
+        // The addresses; and this block has read what was fetched before.
+        barrier();
+        constexpr int kPiece = 4;
+        const Fetch* all = reinterpret_cast<const Fetch*>(run_.stretch + run_.where.fetches) + entry.fetch;
+        const auto thread = static_cast<int>(thread_index());
+        const int warps = static_cast<int>(thread_count()) / kLanes;
+        const Spaces& from = *spaces();
+        for (int i = thread / kLanes; i < entry.fetches; i += warps) {
+            const int address = found[all[i].address];
+            const int pieces = all[i].width / kPiece;
+            for (int k = thread % kLanes; k < rows_ * pieces && address >= 0; k += kLanes) {
+                const int at = k % pieces * kPiece;
+                copy_async(fast() + k / pieces * run_.fast_stride + all[i].to + at,
+                           from.base[kSlowSpace] + k / pieces * from.stride[kSlowSpace] + address + at);
+            }
+        }
+        copy_commit();
+    }
+
     // False where every row has ended, or a draw before this block has failed.
     FASTAR_DEVICE bool run_block(const Entry& entry) {
         std::int32_t* found = reinterpret_cast<std::int32_t*>(shared_memory() + layout_.addresses);
@@ -246,8 +267,13 @@ class Interpreter {
         for (int i = static_cast<int>(thread_index()); i < entry.addresses; i += static_cast<int>(thread_count())) {
             found[i] = addresses[i].find(cursor_.variables);
         }
+        if (entry.fetches > 0) fetch(entry, found);
         // The last block's results and this one's addresses.
         if (!team_.meet()) return false;
+        if (entry.fetches > 0) {
+            copy_wait<0>();
+            barrier();
+        }
         if (static_cast<std::int64_t>(*team_.failure >> 32) < cursor_.done || ended()) return false;
         const Context x{run_, layout_, team_, spaces(), found, edges_, rows_, first_row_, cursor_.done};
         if (cursor_.done >= report_at_) report(x);

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace fastar::cuda {
 namespace {
@@ -52,6 +53,21 @@ bool reads_freshly(const Instruction& i) {
     return is_zero(i.taps.back()) && std::none_of(i.taps.begin(), i.taps.end() - 1, is_zero);
 }
 
+int add_scratch(Program& program, const std::string& name, std::int64_t width) {
+    program.buffers.push_back(
+        {.name = name, .kind = cpu::BufferKind::kScratch, .shape = {width}, .ring = false, .init = -1});
+    return static_cast<int>(program.buffers.size()) - 1;
+}
+
+// Whether all taps but the last look two passes back or more: copies of sixteen bytes, whole.
+bool may_fetch(const Instruction& i, const Ref& place) {
+    constexpr std::int64_t kPiece = 4;
+    const bool aligned = i.source->width == place.width && place.width % kPiece == 0;
+    return aligned && place.at.size() == 1 && place.at[0].divisor == 1 && place.at[0].terms.size() == 1 &&
+           place.at[0].terms[0].second == 1 &&
+           std::all_of(i.taps.begin(), i.taps.end() - 1, [](const auto& tap) { return tap[0] <= -2; });
+}
+
 }  // namespace
 
 std::vector<Beside> keep_apart(Program& program, const std::set<int>& far) {
@@ -66,7 +82,12 @@ std::vector<Beside> keep_apart(Program& program, const std::set<int>& far) {
         const bool in_place = std::any_of(reading.begin(), reading.end(),
                                           [&](const auto* ref) { return *ref && (*ref)->buffer == place.buffer; });
         if (place.at.empty() || !whole || in_place) continue;
-        const int scratch = static_cast<int>(program.buffers.size());
+        const std::string name = program.buffers[static_cast<std::size_t>(place.buffer)].name;
+        const int scratch = add_scratch(program, name + " now", width);
+        const bool alone =
+            std::count_if(program.code.begin(), program.code.end(), [&](const Instruction& i) {
+                return (i.out && i.out->buffer == place.buffer) || (i.cell_out && i.cell_out->buffer == place.buffer);
+            }) == 1;
         bool used = false;
         for (std::size_t later = at + 1; later < program.code.size(); ++later) {
             Instruction& reader = program.code[later];
@@ -80,18 +101,19 @@ std::vector<Beside> keep_apart(Program& program, const std::set<int>& far) {
                 if (tapped) {
                     beside[later].fresh = fresh;
                     reader.tap_end = static_cast<int>(reader.taps.size()) - 1;
+                    for (int tap = 0; tap < reader.tap_end && alone && may_fetch(reader, place); ++tap) {
+                        beside[later].fetched.push_back(add_scratch(program, name + " then", width));
+                    }
                 } else {
                     *ref = fresh;
                 }
             }
             if (reader.completes()) break;
         }
-        if (!used) continue;
-        program.buffers.push_back({.name = program.buffers[static_cast<std::size_t>(place.buffer)].name + " now",
-                                   .kind = cpu::BufferKind::kScratch,
-                                   .shape = {width},
-                                   .ring = false,
-                                   .init = -1});
+        if (!used) {
+            program.buffers.pop_back();
+            continue;
+        }
         beside[at].mirror = place;
         writer.out = Ref{.buffer = scratch, .at = {}, .offset = {}, .width = width};
     }

@@ -13,6 +13,7 @@ namespace fastar::cuda {
 struct Beside {
     std::optional<cpu::Ref> mirror;  // also written, for later positions
     std::optional<cpu::Ref> fresh;   // the source of the last tap
+    std::vector<int> fetched;        // scratch for those of the others, where they may be fetched beforehand
 };
 
 // What a position writes into a buffer of `far` and reads again itself becomes a scratch buffer, which lies at hand;

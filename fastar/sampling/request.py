@@ -69,8 +69,9 @@ def make(
         raise ValueError(f"n: expected 0 or more, got {n}")
     as_int64(row_offset, "row_offset")
     options = options or Options()
-    for head in heads(program):
-        options.check(head)
+    for one in program.code:
+        if isinstance(one, Draw):
+            options.check(one.head)
     T, lengths = _lengths(program, n, length)
     low, high, levels = _support(program, n, T, support)
     if stop is not None and (program.value.levels is None or not 0 <= stop < program.value.levels):

@@ -157,7 +157,8 @@ def test_without_the_native_part() -> None:
     assert code == 1
     assert any("fastar._core is not built" in problem and "pip install ." in problem for problem in found["problems"])
     choices = [one for one in found["ops"]["choices"] if one["dtype"] == "float32" and "cpu" in one["declined"]]
-    assert {one["op"] for one in choices} == set(_dispatch.ops())
+    # Attention is torch's own op on every device: nothing native serves it.
+    assert {one["op"] for one in choices} == set(_dispatch.ops()) - {"attention"}
     assert all("not built" in one["declined"]["cpu"] for one in choices)
 
 

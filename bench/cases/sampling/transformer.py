@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastar.bench.alternatives import compiled
+from fastar.bench.cases.sampling import _llama
 from fastar.bench.cases.sampling._common import Loop, Work, Workload, case, draw, random
 from fastar.bench.registry import Absent, Call, Case, Part
 from fastar.models import Transformer
@@ -87,29 +88,27 @@ def cached(model: Transformer, s: Shape, dtype: torch.dtype) -> Loop:
     return loop
 
 
-def _block(x: Tensor, t: Tensor, heads: int, keys: Tensor, values: Tensor, w: Mapping[str, Tensor]) -> Tensor:
-    def norm(x: Tensor, name: str) -> Tensor:
-        return functional.layer_norm(x, x.shape[1:], w[f"{name}.weight"], w[f"{name}.bias"])
-
-    def linear(x: Tensor, name: str) -> Tensor:
-        return functional.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
-
-    q, k, v = linear(norm(x, "norm_1"), "attention.qkv").view(len(x), 3, heads, 1, -1).unbind(1)
+def _block(x: Tensor, t: Tensor, heads: int, keys: Tensor, values: Tensor, w: Sequence[Tensor]) -> Tensor:
+    norm1, bias1, three, three_bias, mix, mix_bias, norm2, bias2, up, up_bias, down, down_bias = w
+    rows, D = x.shape
+    y = functional.linear(functional.layer_norm(x, (D,), norm1, bias1), three, three_bias)
+    q, k, v = y.view(rows, 3, heads, 1, -1).unbind(1)
     keys.index_copy_(2, t, k)
     values.index_copy_(2, t, v)
     seen = torch.arange(keys.shape[2], device=x.device) <= t
     mixed = functional.scaled_dot_product_attention(q, keys, values, attn_mask=seen[None])
-    x = x + linear(mixed.reshape(x.shape), "attention.proj")
-    return x + linear(functional.gelu(linear(norm(x, "norm_2"), "widen"), approximate="tanh"), "narrow")
+    x = x + functional.linear(mixed.reshape(rows, D), mix, mix_bias)
+    hidden = functional.linear(functional.layer_norm(x, (D,), norm2, bias2), up, up_bias)
+    return x + functional.linear(functional.gelu(hidden, approximate="tanh"), down, down_bias)
 
 
 def static(model: Transformer, s: Shape, dtype: torch.dtype, *, compile_parts: bool = False) -> Loop:
     """Whole keys and values seen through a mask, so that every step has the same shapes."""
     p = {name: weight.detach().to(dtype) for name, weight in model.state_dict().items()}
-    names = [f"body.{i}." for i in range(s.layers)]
-    blocks = [{key.removeprefix(name): w for key, w in p.items() if key.startswith(name)} for name in names]
-    last = f"body.{s.layers}"
     block = compiled(_block) if compile_parts else _block
+    parts = ("norm_1", "attention.qkv", "attention.proj", "norm_2", "widen", "narrow")
+    layers = [[p[f"body.{i}.{part}.{kind}"] for part in parts for kind in ("weight", "bias")] for i in range(s.layers)]
+    last = [p[f"body.{s.layers}.{kind}"] for kind in ("weight", "bias")]
 
     @torch.inference_mode()
     def loop(u: Tensor) -> Tensor:
@@ -120,9 +119,9 @@ def static(model: Transformer, s: Shape, dtype: torch.dtype, *, compile_parts: b
         drawn = torch.empty(rows, length, dtype=torch.int64, device=u.device)
         for t in range(length):
             x = functional.embedding(symbol, p["wte.weight"]) + p["wpe.0.weight"][t]
-            for (keys, values), w in zip(kept, blocks, strict=True):
-                x = block(x, places[t : t + 1], s.heads, keys, values, w)
-            x = functional.layer_norm(x, (s.width,), p[f"{last}.weight"], p[f"{last}.bias"])
+            for (keys, values), weights in zip(kept, layers, strict=True):
+                x = block(x, places[t : t + 1], s.heads, keys, values, weights)
+            x = functional.layer_norm(x, (s.width,), *last)
             symbol = draw(functional.linear(x, p["wte.weight"]), u[t])
             drawn[:, t] = symbol
         return drawn
@@ -206,6 +205,11 @@ def ctranslate2(s: Shape, rows: int, length: int, compute: str) -> Call | Absent
     return call
 
 
+def llama(s: Shape, rows: int, length: int, kind: str) -> Call | Absent:
+    """llama.cpp's decoding, over the same architecture with random weights."""
+    return _missing("llama_cpp", "gguf") or _llama.generate(s, rows, length, kind)
+
+
 def transformer(
     name: str, s: Shape, steps: int, *, rows: int = 1, dtype: torch.dtype = torch.float32, small: bool = False
 ) -> Case:
@@ -225,9 +229,11 @@ def transformer(
             others[name] = generate(s, rows, steps, fast, device)
             if device.type == "cuda":
                 others[f"{name}, static cache"] = generate(s, rows, steps, fast, device, "static")
-            compute = "float32" if dtype == torch.float32 else "int8"
             if device.type == "cpu":
+                compute = "float32" if dtype == torch.float32 else "int8"
                 others[f"CTranslate2, {compute}"] = ctranslate2(s, rows, steps, compute)
+                kind = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "Q8_0"}[dtype]
+                others[f"llama.cpp, {kind}"] = llama(s, rows, steps, kind)
         return Workload(model.lower(), rows, steps, loops, others)
 
     return case(
