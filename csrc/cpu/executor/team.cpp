@@ -7,6 +7,7 @@
 #include <sched.h>
 #endif
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -80,18 +81,24 @@ double Team::ns_to_hear() {
             }
         }
         if (thread != 0) return;
+        // The fastest of many rallies: in the others the worker may have been asleep, or another program at work.
+        constexpr std::int64_t kTurns = 16;
+        constexpr std::int64_t kRallies = 16;
         const auto begin = Clock::now();
+        auto now = begin;
+        auto fastest = Clock::duration::max();
         std::int64_t turns = 0;
-        auto elapsed = begin - begin;
-        while (elapsed < kTime) {
-            for (const std::int64_t stop = turns + 4; turns < stop; ++turns) {
+        while (turns < kTurns * kRallies || now - begin < kTime) {
+            const auto served = now;
+            for (const std::int64_t stop = turns + kTurns; turns < stop; ++turns) {
                 ball.store(2 * turns + 1, std::memory_order_release);
                 await([&](std::int64_t at) { return at == 2 * turns + 2; });
             }
-            elapsed = Clock::now() - begin;
+            now = Clock::now();
+            fastest = std::min(fastest, now - served);
         }
         ball.store(-1, std::memory_order_release);
-        ns = std::chrono::duration<double, std::nano>(elapsed).count() / static_cast<double>(2 * turns);
+        ns = std::chrono::duration<double, std::nano>(fastest).count() / static_cast<double>(2 * kTurns);
     });
     return ns;
 }
