@@ -1,4 +1,4 @@
-"""The components of a mixture inside kernels: the logarithm of each one's density or mass, and its derivatives.
+"""Mixtures: the logarithm of each component's density or mass, its derivatives, and the kernels made of them.
 
 One position per row of a tile, one component per column. See fastar.reference.heads for the definition.
 """
@@ -6,7 +6,7 @@ One position per row of a tile, one component per column. See fastar.reference.h
 import triton
 import triton.language as tl
 
-from fastar.kernels import _activation
+from fastar.kernels import _activation, _tiles
 
 # The bounds of fastar.reference.heads.
 MOST_LOG_SCALE = tl.constexpr(87.0)
@@ -159,3 +159,104 @@ def totals(
         log_scale = parameters(row, 1 + CHANNELS + c, k[None, :], K, stride, present)
         total += component(value[:, None], mean, log_scale, half_bin, min_log_scale, branch, KIND)[0]
     return logits, tl.where(exists, bounded(total, MOST_TOTAL), float("-inf"))
+
+
+@triton.jit
+def mixture_kernel(
+    params,
+    x,
+    log_prob,
+    positions,
+    K,
+    N,
+    stride_b,
+    stride_p,
+    stride_n,
+    scale,
+    shift,
+    half_bin,
+    min_log_scale,
+    branch,
+    KIND: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """log_prob[n] = logsumexp_k(logit + F) - logsumexp_k(logit), for x [CHANNELS, N]."""
+    b, n, within = _tiles.place(N, BLOCK_N)
+    row = (params + b * stride_b + n * stride_n)[:, None]
+    logits, total = totals(
+        row, x, b * N + n, within, tl.arange(0, BLOCK_K).to(tl.int64), K, stride_p, positions, scale, shift, half_bin,
+        min_log_scale, branch, KIND, CHANNELS,
+    )  # fmt: skip
+    top = tl.max(total, 1)
+    quotient = tl.sum(tl.exp(total - top[:, None]), 1) / tl.sum(tl.exp(logits), 1)
+    tl.store(log_prob + b * N + n, top + tl.log(quotient), mask=within)
+
+
+@triton.jit
+def mixture_gradient_kernel(
+    grad,
+    params,
+    x,
+    grad_params,
+    grad_x,
+    positions,
+    K,
+    N,
+    stride_b,
+    stride_p,
+    stride_n,
+    stride_gb,
+    stride_gp,
+    stride_gn,
+    scale,
+    shift,
+    half_bin,
+    min_log_scale,
+    branch,
+    limit,
+    KIND: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """The posterior weights of the components give every gradient; each channel is evaluated a second time for its own.
+
+    Keeping all channels' derivatives until the weights are known would take 7 tiles of registers for three colours.
+    """
+    b, n, within = _tiles.place(N, BLOCK_N)
+    at = b * N + n
+    k = tl.arange(0, BLOCK_K).to(tl.int64)
+    row = (params + b * stride_b + n * stride_n)[:, None]
+    out = (grad_params + b * stride_gb + n * stride_gn)[:, None]
+    logits, total = totals(
+        row, x, at, within, k, K, stride_p, positions, scale, shift, half_bin, min_log_scale, branch, KIND, CHANNELS
+    )
+    weight = tl.exp(total - tl.max(total, 1)[:, None])
+    posterior = weight / tl.sum(weight, 1)[:, None]
+    prior = tl.exp(logits)
+    prior = prior / tl.sum(prior, 1)[:, None]
+    g = tl.load(grad + at, mask=within, other=0.0)[:, None]
+    k = k[None, :]
+    present = within[:, None] & (k < K)
+    element = grad_params.dtype.element_ty
+    tl.store(out + k * stride_gp, (g * (posterior - prior)).to(element), mask=present)
+    for c in tl.static_range(CHANNELS):
+        value = data(x, c * positions + at, within, scale, shift)
+        mean = shifted_mean(row, x, at, within, k, K, stride_p, present, scale, shift, c, CHANNELS, positions)
+        log_scale = parameters(row, 1 + CHANNELS + c, k, K, stride_p, present)
+        _, by_mean, by_log_scale = component(value[:, None], mean, log_scale, half_bin, min_log_scale, branch, KIND)
+        by_mean = posterior * bounded(by_mean, limit)
+        by_log_scale = posterior * bounded(by_log_scale, limit)
+        tl.store(out + ((1 + c) * K + k) * stride_gp, (g * by_mean).to(element), mask=present)
+        tl.store(out + ((1 + CHANNELS + c) * K + k) * stride_gp, (g * by_log_scale).to(element), mask=present)
+        for j in tl.static_range(c):
+            column = 1 + 2 * CHANNELS + c * (c - 1) // 2 + j
+            share = _activation.tanh(parameters(row, column, k, K, stride_p, present))
+            earlier = data(x, j * positions + at, within, scale, shift)
+            by_share = by_mean * earlier[:, None] * (1.0 - share * share)
+            tl.store(out + (column * K + k) * stride_gp, (g * by_share).to(element), mask=present)
+        if grad_x is not None:
+            by_x = -tl.sum(tl.where(present, by_mean, 0.0), 1)[:, None]
+            tl.store(grad_x + at[:, None], g * bounded(by_x, limit), mask=within[:, None])

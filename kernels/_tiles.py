@@ -45,6 +45,15 @@ def tile_of(pid, tiles_m, tiles_n, GROUP: tl.constexpr):
 
 
 @triton.jit
+def place(N, BLOCK_N: tl.constexpr):
+    """Of a program: the outer entry, the positions n within it, and which of them exist."""
+    tiles = tl.cdiv(N, BLOCK_N)
+    b = (tl.program_id(0) // tiles).to(tl.int64)
+    n = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    return b, n, n < N
+
+
+@triton.jit
 def rows_within(reach, k, N, SPAN: tl.constexpr):
     """How many rows have reach <= k: the first row that sees column k. Two rounds of SPAN loads, SPAN^2 >= N."""
     span = tl.arange(0, SPAN)

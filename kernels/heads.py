@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastar.kernels import _activation, _launch, _mixtures
+from fastar.kernels import _launch, _mixtures, _tiles
 
 # Elements of a tile: eight a thread.
 _ELEMENTS = 1024
@@ -61,15 +61,6 @@ def bernoulli_gradient_kernel(grad, logits, x, grad_logits, E, D, BLOCK: tl.cons
 
 
 @triton.jit
-def place(N, BLOCK_N: tl.constexpr):
-    """Of a program: the outer entry, the positions n within it, and which of them exist."""
-    tiles = tl.cdiv(N, BLOCK_N)
-    b = (tl.program_id(0) // tiles).to(tl.int64)
-    n = (tl.program_id(0) % tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    return b, n, n < N
-
-
-@triton.jit
 def logits_of(row, level, L, stride, within):
     """The logits [n, level] in float32; -inf beyond the last level."""
     exists = (level < L)[None, :]
@@ -98,7 +89,7 @@ def categorical_kernel(
     logits, x, log_prob, L, N, stride_b, stride_p, stride_n, BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr
 ):
     """log_prob[n] = (l[x] - max l) - log sum exp(l - max l); NaN for an x that is no level."""
-    b, n, within = place(N, BLOCK_N)
+    b, n, within = _tiles.place(N, BLOCK_N)
     start = logits + b * stride_b + n * stride_n
     top, total = normaliser(start[:, None], L, stride_p, within, BLOCK_N, BLOCK_L)
     level = tl.load(x + b * N + n, mask=within, other=0)
@@ -126,7 +117,7 @@ def categorical_gradient_kernel(
     BLOCK_L: tl.constexpr,
 ):
     """grad_logits = grad (onehot(x) - softmax(l))."""
-    b, n, within = place(N, BLOCK_N)
+    b, n, within = _tiles.place(N, BLOCK_N)
     row = (logits + b * stride_b + n * stride_n)[:, None]
     out = (grad_logits + b * stride_gb + n * stride_gn)[:, None]
     top, total = normaliser(row, L, stride_p, within, BLOCK_N, BLOCK_L)
@@ -138,109 +129,6 @@ def categorical_gradient_kernel(
         hit = tl.where(level[None, :] == chosen[:, None], 1.0, 0.0)
         value = (g[:, None] * (hit - p)).to(grad_logits.dtype.element_ty)
         tl.store(out + level.to(tl.int64)[None, :] * stride_gp, value, mask=within[:, None] & (level < L)[None, :])
-
-
-@triton.jit
-def mixture_kernel(
-    params,
-    x,
-    log_prob,
-    positions,
-    K,
-    N,
-    stride_b,
-    stride_p,
-    stride_n,
-    scale,
-    shift,
-    half_bin,
-    min_log_scale,
-    branch,
-    KIND: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """log_prob[n] = logsumexp_k(logit + F) - logsumexp_k(logit), for x [CHANNELS, N]."""
-    b, n, within = place(N, BLOCK_N)
-    row = (params + b * stride_b + n * stride_n)[:, None]
-    logits, total = _mixtures.totals(
-        row, x, b * N + n, within, tl.arange(0, BLOCK_K).to(tl.int64), K, stride_p, positions, scale, shift, half_bin,
-        min_log_scale, branch, KIND, CHANNELS,
-    )  # fmt: skip
-    top = tl.max(total, 1)
-    quotient = tl.sum(tl.exp(total - top[:, None]), 1) / tl.sum(tl.exp(logits), 1)
-    tl.store(log_prob + b * N + n, top + tl.log(quotient), mask=within)
-
-
-@triton.jit
-def mixture_gradient_kernel(
-    grad,
-    params,
-    x,
-    grad_params,
-    grad_x,
-    positions,
-    K,
-    N,
-    stride_b,
-    stride_p,
-    stride_n,
-    stride_gb,
-    stride_gp,
-    stride_gn,
-    scale,
-    shift,
-    half_bin,
-    min_log_scale,
-    branch,
-    limit,
-    KIND: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """The posterior weights of the components give every gradient; each channel is evaluated a second time for its own.
-
-    Keeping all channels' derivatives until the weights are known would take 7 tiles of registers for three colours.
-    """
-    b, n, within = place(N, BLOCK_N)
-    at = b * N + n
-    k = tl.arange(0, BLOCK_K).to(tl.int64)
-    row = (params + b * stride_b + n * stride_n)[:, None]
-    out = (grad_params + b * stride_gb + n * stride_gn)[:, None]
-    logits, total = _mixtures.totals(
-        row, x, at, within, k, K, stride_p, positions, scale, shift, half_bin, min_log_scale, branch, KIND, CHANNELS
-    )
-    weight = tl.exp(total - tl.max(total, 1)[:, None])
-    posterior = weight / tl.sum(weight, 1)[:, None]
-    prior = tl.exp(logits)
-    prior = prior / tl.sum(prior, 1)[:, None]
-    g = tl.load(grad + at, mask=within, other=0.0)[:, None]
-    k = k[None, :]
-    present = within[:, None] & (k < K)
-    element = grad_params.dtype.element_ty
-    tl.store(out + k * stride_gp, (g * (posterior - prior)).to(element), mask=present)
-    for c in tl.static_range(CHANNELS):
-        value = _mixtures.data(x, c * positions + at, within, scale, shift)
-        mean = _mixtures.shifted_mean(row, x, at, within, k, K, stride_p, present, scale, shift, c, CHANNELS, positions)
-        log_scale = _mixtures.parameters(row, 1 + CHANNELS + c, k, K, stride_p, present)
-        _, by_mean, by_log_scale = _mixtures.component(
-            value[:, None], mean, log_scale, half_bin, min_log_scale, branch, KIND
-        )
-        by_mean = posterior * _mixtures.bounded(by_mean, limit)
-        by_log_scale = posterior * _mixtures.bounded(by_log_scale, limit)
-        tl.store(out + ((1 + c) * K + k) * stride_gp, (g * by_mean).to(element), mask=present)
-        tl.store(out + ((1 + CHANNELS + c) * K + k) * stride_gp, (g * by_log_scale).to(element), mask=present)
-        for j in tl.static_range(c):
-            column = 1 + 2 * CHANNELS + c * (c - 1) // 2 + j
-            share = _activation.tanh(_mixtures.parameters(row, column, k, K, stride_p, present))
-            earlier = _mixtures.data(x, j * positions + at, within, scale, shift)
-            by_share = by_mean * earlier[:, None] * (1.0 - share * share)
-            tl.store(out + (column * K + k) * stride_gp, (g * by_share).to(element), mask=present)
-        if grad_x is not None:
-            by_x = -tl.sum(tl.where(present, by_mean, 0.0), 1)[:, None]
-            tl.store(grad_x + at[:, None], g * _mixtures.bounded(by_x, limit), mask=within[:, None])
 
 
 def _places(sizes: Sequence[int], strides: Sequence[int]) -> dict[str, int]:
@@ -353,7 +241,7 @@ def mixture(params: Tensor, x: Tensor, sizes: Sequence[int], strides: Sequence[i
     """log p(x) of x [channels, positions] under parameters of these sizes and strides, in float32."""
     out = params.new_empty(sizes[0] * sizes[2], dtype=torch.float32)
     arguments = {"params": params, "x": x, "log_prob": out, **_places(sizes, strides), **law.arguments(x)}
-    _launch_tiles(mixture_kernel, params.device, sizes, law.tile(), arguments)
+    _launch_tiles(_mixtures.mixture_kernel, params.device, sizes, law.tile(), arguments)
     return out
 
 
@@ -373,7 +261,7 @@ def mixture_gradient(
     tensors = {"grad": grad, "params": params, "x": x, "grad_params": grad_params, "grad_x": grad_x}
     places = {**_places(sizes, strides), **_gradient_strides(grad_strides)}
     arguments = {**tensors, **places, **law.arguments(x), "limit": torch.finfo(params.dtype).max}
-    _launch_tiles(mixture_gradient_kernel, params.device, sizes, law.tile(), arguments)
+    _launch_tiles(_mixtures.mixture_gradient_kernel, params.device, sizes, law.tile(), arguments)
     return grad_x
 
 

@@ -17,6 +17,7 @@
 #include "bindings/heads.h"
 #include "bindings/lstm_scan.h"
 #include "bindings/nade.h"
+#include "bindings/tanh_gate.h"
 #include "bindings/wavenet.h"
 #include "common/memory.h"
 #include "cpu/dispatch.h"
@@ -110,5 +111,6 @@ PYBIND11_MODULE(_core, module) {
     fastar::bind_heads(module);
     fastar::bind_lstm_scan(module);
     fastar::bind_nade(module);
+    fastar::bind_tanh_gate(module);
     fastar::bind_wavenet(module);
 }

@@ -8,6 +8,7 @@
 #include "cpu/element.h"
 #include "cpu/executor/kernels.h"
 #include "cpu/heads.h"
+#include "cpu/tanh_gate.h"
 #include "cpu/wavenet.h"
 
 namespace fastar::cpu {
@@ -232,6 +233,8 @@ struct KernelTable {
     void (*depthwise_sum)(const DepthwiseSum&, std::int64_t begin, std::int64_t end);
     // Channels, each over the whole batch.
     void (*depthwise_gradients)(const DepthwiseGradients&, std::int64_t begin, std::int64_t end);
+    // Elements of the result.
+    void (*tanh_gate)(const TanhGate&, std::int64_t begin, std::int64_t end);
     ExecutorKernels executor;
 };
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastar import _checks
@@ -14,9 +13,13 @@ from fastar.nn._tap_conv2d import TapConv2d, pair
 from fastar.nn.masked_conv2d import MaskedConv2d
 from fastar.nn.vertical_stack_conv2d import VerticalStackConv2d
 from fastar.ops import tap_plan
-from fastar.ops.masked_conv2d import MASK_TYPES, geometry_of, plan_of
+from fastar.ops.masked_conv2d import MASK_TYPES, geometry_of, plan_of, tap_conv2d
+from fastar.ops.tanh_gate import tanh_gate
 from fastar.ops.tap_plan import Geometry, TapPlan
-from fastar.reference.activation import tanh_gate
+
+# A 1x1 kernel, at the pixel itself or at the one above it.
+ONE_TAP = TapPlan((0,))
+SAME_ROW, ROW_ABOVE = Geometry((1, 1), (0, 0, 0, 0)), Geometry((1, 1), (0, 0, 1, -1))
 
 VERTICAL_FORMS = ("masked", "cropped", "factored")
 
@@ -140,11 +143,18 @@ class GatedPixelCNNBlock(nn.Module):
         self._check_condition("cond_map", cond_map, self.cond_map_channels, size)
 
         z = self.vertical(vertical)
-        above = F.pad(z[:, :, :-1], (0, 0, 1, 0)) if self.shift else z
-        across = self.horizontal(horizontal) + self.vertical_to_horizontal(above)
-        gated = self.horizontal_out(tanh_gate(self._conditioned(across, "horizontal", cond, cond_map), 1))
-        v = tanh_gate(self._conditioned(z, "vertical", cond, cond_map), 1)
-        return v, gated + horizontal if self.residual else gated
+        across = self.horizontal(horizontal).add_(self._to_horizontal(z))
+        gated = self.horizontal_out(tanh_gate(self._conditioned(across, "horizontal", cond, cond_map)))
+        v = tanh_gate(self._conditioned(z, "vertical", cond, cond_map))
+        if not self.residual:
+            return v, gated
+        # In place where autocast has not left the input wider than what was made of it.
+        return v, gated.add_(horizontal) if gated.dtype == horizontal.dtype else gated + horizontal
+
+    def _to_horizontal(self, z: Tensor) -> Tensor:
+        """What the horizontal stack takes of the vertical one: of the row above, where that is still to be shifted."""
+        mix = self.vertical_to_horizontal
+        return tap_conv2d(z, mix.weight, mix.bias, ONE_TAP, ROW_ABOVE if self.shift else SAME_ROW, "none")
 
     def _conditioned(self, z: Tensor, stack: str, cond: Tensor | None, cond_map: Tensor | None) -> Tensor:
         if cond is not None:

@@ -17,6 +17,7 @@ from fastar.ops.lstm_scan import lstm_scan  # noqa: E402
 from fastar.ops.masked_conv2d import masked_conv2d  # noqa: E402
 from fastar.ops.masked_linear import masked_linear  # noqa: E402
 from fastar.ops.nade import nade, nade_log_prob  # noqa: E402
+from fastar.ops.tanh_gate import tanh_gate  # noqa: E402
 from fastar.ops.wavenet_block import wavenet_block  # noqa: E402
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "masked_linear",
     "nade",
     "nade_log_prob",
+    "tanh_gate",
     "wavenet_block",
 ]

@@ -12,21 +12,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastar.native import core, why_missing
+from fastar.native import core
 from fastar.ops._causal_conv1d_plain import Gradients
+from fastar.ops._native import address, name
 from fastar.reference import activation as activations
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NATIVE = frozenset({"none", "relu", "tanh", "sigmoid", "silu"})
-
-
-def declines(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this implementation cannot be used, or None."""
-    if device.type != "cpu":
-        return f"runs on cpu tensors, not {device.type}"
-    if dtype not in DTYPES:
-        return f"no {str(dtype).removeprefix('torch.')} (float32, bfloat16, float16)"
-    return why_missing()
 
 
 def depthwise(weight: Tensor, groups: int) -> bool:
@@ -37,14 +28,6 @@ def depthwise(weight: Tensor, groups: int) -> bool:
 def along_time(x: Tensor) -> Tensor:
     """x with consecutive times; a copy only where they are not."""
     return x if x.stride(2) == 1 or x.shape[2] <= 1 else x.contiguous()
-
-
-def address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
-
-
-def name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def offsets(taps: int, dilation: int) -> list[int]:

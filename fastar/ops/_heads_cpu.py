@@ -7,32 +7,20 @@ forward, to be multiplied by the one that comes in, would move 4 times the param
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastar.native import core, why_missing
+from fastar.native import core
 from fastar.ops import _heads_plain, _packed
 from fastar.ops._heads_layout import Layout, bernoulli_layout, colours_first, empty_gradient, gradient_strides, lay_out
+from fastar.ops._native import DTYPES, name
 from fastar.reference.heads import Head
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # What the native code reads of a Bernoulli's x as it is, without a copy.
 _X_DTYPES = (*DTYPES, torch.int64, torch.uint8)
-
-
-def declines(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this implementation cannot be used, or None."""
-    if device.type != "cpu":
-        return f"runs on cpu tensors, not {device.type}"
-    if dtype not in DTYPES:
-        return f"no {str(dtype).removeprefix('torch.')} (float32, bfloat16, float16)"
-    return why_missing()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _prepared(x: Tensor, params: Tensor, head: Head) -> Tensor:
@@ -46,25 +34,33 @@ def _prepared(x: Tensor, params: Tensor, head: Head) -> Tensor:
     return colours_first(x.float(), params, head.dim)
 
 
-def _native(params: Tensor, layout: Layout, x: Tensor, raw_x: Tensor, head: Head) -> Any:
-    """The native description of the head over these tensors, which must outlive it."""
-    channels = x.shape[0] if head.is_mixture else 1
+@functools.lru_cache(maxsize=1024)
+def _described(
+    head: Head, dtype: torch.dtype, layout: Layout, x_dtype: torch.dtype, channels: int, levels: bool
+) -> Any:
+    """The native description of the head; `levels`: x is given as numbers of a logistic's levels.
+
+    Kept from call to call: making one takes longer than a small head does.
+    """
     native = core().Heads(
         kind=head.kind,
-        params=params.data_ptr(),
-        dtype=_name(params.dtype),
+        dtype=name(dtype),
         sizes=layout.sizes,
         strides=layout.strides,
-        x=x.data_ptr(),
-        x_dtype=_name(x.dtype),
+        x_dtype=name(x_dtype),
         components=head.components(layout.sizes[1], channels),
         channels=channels,
     )
-    levels = head.kind == "logistic" and not raw_x.is_floating_point()
     native.x_scale, native.x_offset = (2 * head.half_bin, -1.0) if levels else (1.0, 0.0)
-    native.x_low, native.x_high = _heads_plain.value_range(params, raw_x, head)
+    native.x_low, native.x_high = _heads_plain.value_range(layout.sizes[1], levels, head)
     native.half_bin, native.min_log_scale, native.branch = head.half_bin, head.min_log_scale, head.branch
     return native
+
+
+def _native(params: Tensor, layout: Layout, x: Tensor, raw_x: Tensor, head: Head) -> Any:
+    channels = x.shape[0] if head.is_mixture else 1
+    levels = head.kind == "logistic" and not raw_x.is_floating_point()
+    return _described(head, params.dtype, layout, x.dtype, channels, levels)
 
 
 def forward(params: Tensor, x: Tensor, head: Head) -> Tensor:
@@ -75,7 +71,9 @@ def forward(params: Tensor, x: Tensor, head: Head) -> Tensor:
     prepared = _prepared(x, params, head)
     native = _native(laid_out, layout, prepared, x, head)
     out = torch.empty(head.positions(params.shape), dtype=torch.float32)
-    if not core().heads_forward(heads=native, log_prob=out.data_ptr(), threads=torch.get_num_threads()):
+    if not core().heads_forward(
+        native, laid_out.data_ptr(), prepared.data_ptr(), out.data_ptr(), torch.get_num_threads()
+    ):
         _heads_plain.check_values(params, x, head)
     return out
 
@@ -95,7 +93,9 @@ def backward(grad: Tensor, params: Tensor, x: Tensor, head: Head, need_x: bool) 
         core().prefer_huge_pages(grad_params.data_ptr(), grad_params.nbytes)
     grad_x = torch.empty(grad.shape) if need_x else None
     core().heads_backward(
-        heads=_native(laid_out, layout, prepared, x, head),
+        _native(laid_out, layout, prepared, x, head),
+        params=laid_out.data_ptr(),
+        x=prepared.data_ptr(),
         grad=grad.data_ptr(),
         grad_params=grad_params.data_ptr(),
         strides=strides,

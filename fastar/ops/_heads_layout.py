@@ -34,7 +34,7 @@ def lay_out(params: Tensor, dim: int) -> tuple[Tensor, Layout]:
 
 def empty_gradient(params: Tensor, dim: int) -> Tensor:
     """Memory for the gradient, where a position's parameters lie side by side if they do so in `params`."""
-    if _side_by_side(params, dim):
+    if dim not in (-1, params.dim() - 1) and params.stride(dim) == 1:
         return torch.empty_like(params.movedim(dim, -1), memory_format=torch.contiguous_format).movedim(-1, dim)
     return torch.empty_like(params, memory_format=torch.contiguous_format)
 

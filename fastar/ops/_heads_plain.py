@@ -15,20 +15,24 @@ from fastar.reference import heads as reference
 from fastar.reference.heads import MOST_LOG_SCALE, Head
 
 
-def value_range(params: Tensor, x: Tensor, head: Head) -> tuple[float, float]:
-    """The least and the greatest value that x may hold."""
+def value_range(size: int, levels: bool, head: Head) -> tuple[float, float]:
+    """The least and the greatest value that x may hold.
+
+    `size`: logits of a categorical. `levels`: a logistic's x is given as numbers of levels.
+    """
     if head.kind == "bernoulli":
         return 0, 1
     if head.kind == "categorical":
-        return 0, params.shape[head.dim] - 1
+        return 0, size - 1
     if head.kind == "logistic":
-        return (-1, 1) if x.is_floating_point() else (0, head.levels - 1)
+        return (0, head.levels - 1) if levels else (-1, 1)
     return -math.inf, math.inf
 
 
 def check_values(params: Tensor, x: Tensor, head: Head) -> None:
     """ValueError that names the first value of x that the head cannot take; waits for the device that x lies on."""
-    low, high = value_range(params, x, head)
+    size = params.shape[head.dim] if head.kind == "categorical" else 0
+    low, high = value_range(size, not x.is_floating_point(), head)
     bad = ((x >= low) & (x <= high)).logical_not().flatten().nonzero()
     if bad.numel() == 0:
         return

@@ -18,21 +18,25 @@ from torch import Tensor
 
 LIBRARY = torch.library.Library("fastar", "FRAGMENT")
 
-# What arguments are in plain eager mode: any other type may be a tensor that stands for something else.
-_PLAIN = frozenset({Tensor, torch.nn.Parameter, torch.Size, type(None), bool, int, float, str, list, tuple})
+# What arguments are in plain eager mode, beside tensors: another type may be a tensor that stands for something else.
+_PLAIN = frozenset({torch.Size, type(None), bool, int, float, str, list, tuple})
+_TENSORS = (Tensor, torch.nn.Parameter)
 
 
-def _plain(args: tuple[Any, ...]) -> bool:
-    """Whether nobody but autograd watches a call: no compiler, tracer, profiler, mode or function transform."""
-    return not (
-        torch.compiler.is_compiling()
-        or not _PLAIN.issuperset(map(type, args))
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
+def _watched() -> bool:
+    """Whether a tracer, profiler, mode or function transform looks at calls: then they go through the dispatcher."""
+    return (
+        torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or torch._C._is_tracing()
         or torch.autograd._profiler_enabled()
     )
+
+
+def plain(tensor: Tensor) -> bool:
+    """Whether a tensor is what it seems to be, in plain eager mode."""
+    return not torch.compiler.is_compiling() and type(tensor) in _TENSORS and not _watched()
 
 
 def _refuse_second_order(name: str) -> Callable[..., Any]:
@@ -93,14 +97,25 @@ def define(
         def backward(ctx: Any, *grads: Any) -> Any:
             return derive(ctx, *grads)
 
+    # Past `Function.apply`, which prepares for function transforms: there are none here.
+    record = super(torch.autograd.Function, Recorded).apply
+
     def call(*args: Any) -> Any:
-        if not _plain(args):
+        if torch.compiler.is_compiling():
             return overload(*args)
-        tensors = [one for one in args if isinstance(one, Tensor)]
-        if not all(one.is_cpu or one.is_cuda for one in tensors):
+        learns = False
+        for one in args:
+            kind = type(one)
+            if kind in _TENSORS:
+                if not (one.is_cpu or one.is_cuda):
+                    return overload(*args)
+                learns = learns or one.requires_grad
+            elif kind not in _PLAIN:
+                return overload(*args)
+        if _watched():
             return overload(*args)
-        if torch.is_grad_enabled() and any(one.requires_grad for one in tensors):
-            return Recorded.apply(*args)  # type: ignore[no-untyped-call]
+        if learns and torch.is_grad_enabled():
+            return record(*args)  # type: ignore[no-untyped-call]
         return run(*args)
 
     return call

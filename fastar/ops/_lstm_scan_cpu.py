@@ -9,20 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastar.native import core, why_missing
+from fastar.native import core
 from fastar.ops import _packed, _products
 from fastar.ops._lstm_scan_dense import weight_gradient
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def declines(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this implementation cannot be used, or None."""
-    if device.type != "cpu":
-        return f"runs on cpu tensors, not {device.type}"
-    if dtype not in DTYPES:
-        return f"no {str(dtype).removeprefix('torch.')} (float32, bfloat16, float16)"
-    return why_missing()
+from fastar.ops._native import address
 
 
 def _channels_last(t: Tensor | None) -> Tensor | None:
@@ -32,10 +22,6 @@ def _channels_last(t: Tensor | None) -> Tensor | None:
 
 def _channels_second(t: Tensor) -> Tensor:
     return t.movedim(-1, 1)
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
 
 
 def forward(
@@ -54,7 +40,7 @@ def forward(
     )
     core().lstm_forward(
         core().LstmScan(along, (B, rows, columns), (H, k), wide.data_ptr()),
-        *(_address(t) for t in (x, start_h, start_c, h, gates, cells, last)),
+        *(address(t) for t in (x, start_h, start_c, h, gates, cells, last)),
         torch.get_num_threads(),
     )
     assert h is not None
@@ -83,7 +69,7 @@ def backward(
     start = [wide.new_empty(B, columns, H) for _ in range(2)]
     core().lstm_backward(
         core().LstmScan(along, (B, rows, columns), (H, k), wide.data_ptr()),
-        *(_address(t) for t in (*known, grad_x)),
+        *(address(t) for t in (*known, grad_x)),
         *(0 if h0 is None else t.data_ptr() for t in start),
         torch.get_num_threads(),
     )

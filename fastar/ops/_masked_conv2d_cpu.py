@@ -16,34 +16,19 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-from fastar.native import core, why_missing
-from fastar.ops import _masked_conv2d_plain, tap_plan
+from fastar.native import core
+from fastar.ops import _masked_conv2d_cropped, _packed, _tanh_gate_cpu, tap_plan
+from fastar.ops._native import name
 from fastar.ops.tap_plan import Geometry, Look, TapPlan
 from fastar.reference import activation as activations
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def declines(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this implementation cannot be used, or None."""
-    if device.type != "cpu":
-        return f"runs on cpu tensors, not {device.type}"
-    if dtype not in DTYPES:
-        return f"no {str(dtype).removeprefix('torch.')} (float32, bfloat16, float16)"
-    return why_missing()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _padded(source: Tensor, corner: Sequence[int], size: Sequence[int], memory_format: torch.memory_format) -> Tensor:
     """float32 [batch, channels, *size] with the source's corner at `corner`, cropped or filled with zeros."""
     out = torch.empty(*source.shape[:2], *size, memory_format=memory_format)
     core().pad(
-        _name(source.dtype), source.data_ptr(), source.stride(), source.shape, corner, out.data_ptr(), out.stride(),
+        name(source.dtype), source.data_ptr(), source.stride(), source.shape, corner, out.data_ptr(), out.stride(),
         size, torch.get_num_threads(),
     )  # fmt: skip
     return out
@@ -83,8 +68,7 @@ class _Packed:
     matrix: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-_PACKED: WeakIdKeyDictionary = WeakIdKeyDictionary()
-_PACKED_LOCK = threading.Lock()
+_PACKED = _packed.PerTensor(_Packed)
 
 
 def _packed_taps(weight: Tensor, taps: list[int], plan: TapPlan, transposed: bool) -> Tensor:
@@ -94,15 +78,14 @@ def _packed_taps(weight: Tensor, taps: list[int], plan: TapPlan, transposed: boo
     version counters are not raised by writes through `.data`. The transposed one serves training, where each step has
     another weight.
     """
-    if transposed or not weight.is_contiguous():
+    # The fingerprint reads the weight's memory from end to end.
+    dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+    if transposed or not dense:
         return _pack(weight, taps, plan, transposed)
-    with _PACKED_LOCK:
-        packed: _Packed | None = _PACKED.get(weight)
-        if packed is None:
-            packed = _PACKED[weight] = _Packed()
+    packed = _PACKED.of(weight)
     with packed.lock:
         print_of_weight = core().fingerprint(weight.data_ptr(), weight.nbytes, torch.get_num_threads())
-        source = (print_of_weight, weight.dtype, weight.shape, taps, plan.masked)
+        source = (print_of_weight, weight.dtype, weight.shape, weight.stride(), taps, plan.masked)
         if packed.source != source or packed.channel_mask is not plan.channel_mask:
             packed.matrix = _pack(weight, taps, plan, transposed)
             packed.source, packed.channel_mask = source, plan.channel_mask
@@ -145,7 +128,7 @@ def _tap_sum(
     shift = None if bias is None else bias.detach().float().contiguous()
     core().tap_sum(
         padded.data_ptr(), (image, row * step[0], pixel * step[1]), packed.data_ptr(),
-        0 if shift is None else shift.data_ptr(), _name(out.dtype), out.data_ptr(), out.stride(), out.shape, runs,
+        0 if shift is None else shift.data_ptr(), name(out.dtype), out.data_ptr(), out.stride(), out.shape, runs,
         torch.get_num_threads(),
     )  # fmt: skip
 
@@ -173,12 +156,17 @@ def forward(
     keep_preactivation: bool,
 ) -> tuple[Tensor, Tensor]:
     """(y, z): z is the pre-activation, empty unless it is to be kept."""
-    z = geometry.empty_result(x, weight)
-    _products(x, weight, bias, plan, geometry, geometry.transposed, z)
+    if _masked_conv2d_cropped.serves(x, weight, plan, geometry):
+        z = _masked_conv2d_cropped.forward(x, weight, bias, plan, geometry)
+    else:
+        z = geometry.empty_result(x, weight)
+        _products(x, weight, bias, plan, geometry, geometry.transposed, z)
     if activation == "none":
         return z, z.new_empty(0)
-    halved = geometry.empty_result(x, weight, 2) if activation == activations.GATE else None
-    y = _masked_conv2d_plain.activated(z, activation, halved)
+    if activation == activations.GATE:
+        y = _tanh_gate_cpu.forward(z, geometry.empty_result(x, weight, 2))
+    else:
+        y = activations.APPLY[activation](z)
     return y, z if keep_preactivation else z.new_empty(0)
 
 
@@ -193,7 +181,12 @@ def backward(
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, each None where it is not needed."""
-    grad = _masked_conv2d_plain.before_activation(grad, saved, activation)
+    if saved is not None and activation == activations.GATE:
+        grad = _tanh_gate_cpu.backward(grad, saved)
+    elif saved is not None:
+        grad = activations.backward(activation, grad, saved)
+    if _masked_conv2d_cropped.serves(x, weight, plan, geometry):
+        return _masked_conv2d_cropped.backward(grad, x, weight, plan, geometry, needs)
     need_x, need_weight, need_bias = needs
     grad_x = None
     if need_x:
@@ -245,9 +238,7 @@ def _weight_gradient(source: Tensor, result: Tensor, weight: Tensor, plan: TapPl
     threads = torch.get_num_threads()
     (down, right), (height, width) = geometry.stride, result.shape[2:]
     packed = torch.empty(core().packed_elements(result.shape[0] * height * width, result.shape[1]))
-    core().pack_pixels(
-        _name(result.dtype), result.data_ptr(), result.stride(), result.shape, packed.data_ptr(), threads
-    )
+    core().pack_pixels(name(result.dtype), result.data_ptr(), result.stride(), result.shape, packed.data_ptr(), threads)
     looks = tap_plan.looks(plan.taps, weight.shape[2:], geometry.corner)
     for remainder in range(right):
         # Of these columns of the source, neighbouring positions see neighbours.
@@ -266,7 +257,7 @@ def _weight_gradient(source: Tensor, result: Tensor, weight: Tensor, plan: TapPl
             strides = (out.stride(1), out.stride(0), out.stride(2), out.stride(3) * right)
             core().tap_sum(
                 padded.data_ptr() + start * padded.element_size(), (plane, row, 1), packed.data_ptr(), 0,
-                _name(out.dtype), out.data_ptr() + corner * out.element_size(), strides, shape, runs, threads,
+                name(out.dtype), out.data_ptr() + corner * out.element_size(), strides, shape, runs, threads,
             )  # fmt: skip
     if plan.channel_mask is not None:
         out[:, :, plan.masked // weight.shape[3], plan.masked % weight.shape[3]].mul_(plan.channel_mask)

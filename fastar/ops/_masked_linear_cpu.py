@@ -15,10 +15,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
-from fastar.native import core, why_missing
+from fastar.native import core
 from fastar.ops import _packed, _products
+from fastar.ops._native import address
 from fastar.ops.mask_plan import MaskPlan
 from fastar.reference import activation as activations
 
@@ -26,20 +26,6 @@ BLOCKS = 8
 # Elements of the weight below which the masked weight is multiplied whole. Blocks save at most half of the product, and
 # cost a call of the product and two copies each.
 SMALL = 1 << 17
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def declines(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this implementation cannot be used, or None."""
-    if device.type != "cpu":
-        return f"runs on cpu tensors, not {device.type}"
-    if dtype not in DTYPES:
-        return f"no {str(dtype).removeprefix('torch.')} (float32, bfloat16, float16)"
-    return why_missing()
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -68,7 +54,7 @@ def forward(
         mask = _dense_mask(plan, weight.shape)
         if mask is None:
             return _activated(_products.abt(x, weight.contiguous(), bias), activation, keep_preactivation)
-        kept = _packed.masked(weight)
+        kept = _packed.MASKED.of(weight)
         with kept.lock:
             z = _products.abt(x, kept.current(weight, mask), bias)
         return _activated(z, activation, keep_preactivation)
@@ -90,17 +76,22 @@ def _activated(z: Tensor, activation: str, keep_preactivation: bool) -> tuple[Te
     return y, z if keep_preactivation else z.new_empty(0)
 
 
-# The masks of small triangles, of SMALL bytes at most each, as long as their plans live.
-_MASKS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+class _Dense:
+    """The mask of a small triangle, of SMALL bytes at most, formed once."""
+
+    mask: Tensor | None = None
+
+
+_DENSE = _packed.PerTensor(_Dense)
 
 
 def _dense_mask(plan: MaskPlan, shape: Sequence[int]) -> Tensor | None:
     if plan.reach is None:
         return plan.mask
-    mask: Tensor | None = _MASKS.get(plan.reach)
-    if mask is None:
-        mask = _MASKS[plan.reach] = plan.dense(shape)
-    return mask
+    kept = _DENSE.of(plan.reach)
+    if kept.mask is None:
+        kept.mask = plan.dense(shape)
+    return kept.mask
 
 
 def backward(
@@ -133,7 +124,7 @@ def _small_backward(
     if need_x and mask is None:
         grad_x = _products.ab(grad, weight.contiguous())
     elif need_x and mask is not None:
-        kept = _packed.masked(weight)
+        kept = _packed.MASKED.of(weight)
         with kept.lock:
             grad_x = _products.ab(grad, kept.current(weight, mask))
     grad_weight = _products.atb(grad, x) if need_weight else None
@@ -181,8 +172,8 @@ def _weight_gradient(sorted_grad: Tensor, x: Tensor, weight: Tensor, plan: MaskP
     if plan.reach is not None:
         out = _packed.empty(*weight.shape, dtype=weight.dtype)
         core().gather(
-            out.element_size(), sorted_out.data_ptr(), sorted_out.stride(0), _address(plan.row_rank),
-            _address(plan.column_rank), plan.reach.data_ptr(), True, out.data_ptr(), out.stride(0), *out.shape,
+            out.element_size(), sorted_out.data_ptr(), sorted_out.stride(0), address(plan.row_rank),
+            address(plan.column_rank), plan.reach.data_ptr(), True, out.data_ptr(), out.stride(0), *out.shape,
             torch.get_num_threads(),
         )  # fmt: skip
         return out

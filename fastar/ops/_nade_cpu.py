@@ -12,71 +12,48 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastar.native import core, why_missing
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def declines(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why this implementation cannot be used, or None."""
-    if device.type != "cpu":
-        return f"runs on cpu tensors, not {device.type}"
-    if dtype not in DTYPES:
-        return f"no {str(dtype).removeprefix('torch.')} (float32, bfloat16, float16)"
-    return why_missing()
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
+from fastar.native import core
+from fastar.ops._nade_model import Model
+from fastar.ops._native import address
 
 
 class _Weights:
     """The model for the native code, and the tensors that it points into."""
 
-    def __init__(
-        self, weight: Tensor, readout: Tensor, hidden_bias: Tensor, order: Tensor | None, activation: str
-    ) -> None:
-        self.weight, self.readout = weight.float(), readout.float().contiguous()
-        self.hidden_bias = hidden_bias.float().contiguous()
-        self.order = None if order is None else order.to(torch.int32).contiguous()
+    def __init__(self, model: Model) -> None:
+        self.weight, self.readout = model.weight.float(), model.readout.float().contiguous()
+        self.hidden_bias = model.hidden_bias.float().contiguous()
+        self.order = None if model.order is None else model.order.to(torch.int32).contiguous()
         self.native = core().NadeWeights(
-            dim=weight.shape[1],
-            hidden=weight.shape[0],
-            params=readout.shape[1],
+            dim=self.weight.shape[1],
+            hidden=self.weight.shape[0],
+            params=self.readout.shape[1],
             weight=self.weight.data_ptr(),
             weight_stride_h=self.weight.stride(0),
             weight_stride_d=self.weight.stride(1),
             readout=self.readout.data_ptr(),
             hidden_bias=self.hidden_bias.data_ptr(),
-            order=_address(self.order),
-            activation=activation,
+            order=address(self.order),
+            activation=model.activation,
         )
 
 
 def forward(
-    x: Tensor,
-    weight: Tensor,
-    readout: Tensor,
-    hidden_bias: Tensor,
-    bias: Tensor,
-    order: Tensor | None,
-    activation: str,
-    parameters: bool,
-    log_prob: bool,
+    x: Tensor, model: Model, bias: Tensor, parameters: bool, log_prob: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """The parameters [B, D, K] and the Bernoulli log-probability [B], each if it is asked for."""
-    weights = _Weights(weight, readout, hidden_bias, order, activation)
+    weights = _Weights(model)
     batch, dim = x.shape
     wide_x, wide_bias = x.float().contiguous(), bias.float().contiguous()
-    out = wide_x.new_empty(batch, dim, readout.shape[1]) if parameters else None
+    out = wide_x.new_empty(batch, dim, model.readout.shape[1]) if parameters else None
     total = wide_x.new_empty(batch) if log_prob else None
     valid = core().nade_forward(
         weights.native,
         wide_bias.data_ptr(),
         wide_x.data_ptr(),
         batch,
-        _address(out),
-        _address(total),
+        address(out),
+        address(total),
         torch.get_num_threads(),
     )
     if not valid:
@@ -86,35 +63,26 @@ def forward(
 
 
 def backward(
-    grad: Tensor | None,
-    grad_log_prob: Tensor | None,
-    out: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    readout: Tensor,
-    hidden_bias: Tensor,
-    order: Tensor | None,
-    activation: str,
-    need_x: bool,
+    grad: Tensor | None, grad_log_prob: Tensor | None, out: Tensor | None, x: Tensor, model: Model, need_x: bool
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x (if it is needed), weight, readout, hidden_bias and bias, in float32."""
-    weights = _Weights(weight, readout, hidden_bias, order, activation)
+    weights = _Weights(model)
     wide_x = x.float().contiguous()
     wide_grad = None if grad is None else grad.float()
     by_row = None if grad_log_prob is None else grad_log_prob.float().contiguous()
     logits = None if out is None else out.float().contiguous()
-    shapes = (weight.shape, readout.shape, hidden_bias.shape, readout.shape[:2])
+    shapes = (model.weight.shape, model.readout.shape, model.hidden_bias.shape, model.readout.shape[:2])
     grad_x = wide_x.new_empty(x.shape) if need_x else None
     gradients = (grad_x, *(wide_x.new_empty(shape) for shape in shapes))
     core().nade_backward(
         weights.native,
-        _address(wide_grad),
+        address(wide_grad),
         *((0, 0, 0) if wide_grad is None else wide_grad.stride()),
-        _address(by_row),
-        _address(logits),
+        address(by_row),
+        address(logits),
         wide_x.data_ptr(),
         x.shape[0],
-        *(_address(one) for one in gradients),
+        *(address(one) for one in gradients),
         torch.get_num_threads(),
     )
     return gradients

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from fastar.native import core
-from fastar.ops._causal_conv1d_cpu import address, along_time, back, declines, name, products
+from fastar.ops._causal_conv1d_cpu import along_time, back, products
+from fastar.ops._native import address, name
 from fastar.ops._wavenet_block_plain import frame_sums
 
-__all__ = ["backward", "declines", "forward"]
+__all__ = ["backward", "forward"]
 
 
 def _gates(

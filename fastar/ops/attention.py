@@ -6,14 +6,15 @@ the products are PyTorch's own as well, over blocks of queries and the keys that
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastar import _checks
-from fastar.ops import _autocast
+from fastar import _checks, _dispatch
+from fastar.ops import _autocast, _library
 from fastar.reference.attention import furthest, visible
 
 # Blocks have a multiple of so many positions: shorter ones, and odd numbers of keys, are slow in PyTorch's op.
@@ -21,6 +22,9 @@ BLOCK = 32
 
 # Multiply-adds that blocks have to save before they are worth their calls.
 LEAST_SAVED = 1 << 23
+
+# Elements of a mask that is kept for the next call, on the CPU. Making one takes longer than a small attention does.
+MOST_KEPT = 1 << 16
 
 
 def attention(
@@ -129,9 +133,32 @@ def _product(
 
 def _mask(T: int, S: int, first: int, window: int | None, local: tuple[int, int, int] | None, like: Tensor) -> Tensor:
     """What is added to the scores of the last T of the S positions from `first` on: 0 or -infinity."""
-    positions = torch.arange(first, first + S, device=like.device)
+    if like.is_cpu and T * S <= MOST_KEPT and _library.plain(like):
+        return _kept_mask(T, S, first, window, local, like.dtype)
+    return _made_mask(T, S, first, window, local, like.dtype, like.device)
+
+
+@functools.lru_cache(maxsize=16)
+def _kept_mask(
+    T: int, S: int, first: int, window: int | None, local: tuple[int, int, int] | None, dtype: torch.dtype
+) -> Tensor:
+    # A tensor made in inference mode could not be saved for a backward later.
+    with torch.inference_mode(False):
+        return _made_mask(T, S, first, window, local, dtype, torch.device("cpu"))
+
+
+def _made_mask(
+    T: int,
+    S: int,
+    first: int,
+    window: int | None,
+    local: tuple[int, int, int] | None,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    positions = torch.arange(first, first + S, device=device)
     seen = visible(positions[S - T :], positions, window, local)
-    return torch.zeros(T, S, device=like.device, dtype=like.dtype).masked_fill_(~seen, -math.inf)
+    return torch.zeros(T, S, device=device, dtype=dtype).masked_fill_(~seen, -math.inf)
 
 
 def _by_blocks(
@@ -164,3 +191,12 @@ def _by_blocks(
         part = mask[: own.shape[2], start : start + k_n.shape[2]]
         parts.append(_product(own, k_n, v_n, part, False, scale, dropout))
     return torch.cat(parts, 2)
+
+
+def _never(device: torch.device, dtype: torch.dtype) -> str | None:
+    return None
+
+
+# For `fastar doctor`: there is nothing to choose here. Calls are torch's own op with its autograd, so they need no
+# registration with torch.library either; which kernel serves a device and a dtype is torch's choice.
+_dispatch.register("attention", [_dispatch.Implementation("torch", _never, _product)])

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _autocast, _causal_conv1d_cpu, _causal_conv1d_plain, _causal_conv1d_triton, _library, _triton
+from fastar.ops import (
+    _autocast,
+    _causal_conv1d_cpu,
+    _causal_conv1d_plain,
+    _causal_conv1d_triton,
+    _library,
+    _native,
+    _triton,
+)
 from fastar.reference import activation as activations
 
 
@@ -113,9 +121,7 @@ _dispatch.register(
         _dispatch.Implementation(
             "triton", _triton.why_not, _causal_conv1d_triton.forward, _causal_conv1d_triton.backward
         ),
-        _dispatch.Implementation(
-            "cpu", _causal_conv1d_cpu.declines, _causal_conv1d_cpu.forward, _causal_conv1d_cpu.backward
-        ),
+        _dispatch.Implementation("cpu", _native.declines, _causal_conv1d_cpu.forward, _causal_conv1d_cpu.backward),
         _dispatch.Implementation("reference", _never, _causal_conv1d_plain.forward, _causal_conv1d_plain.backward),
     ],
 )

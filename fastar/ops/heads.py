@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _heads_cpu, _heads_plain, _heads_triton, _library, _triton
+from fastar.ops import _heads_cpu, _heads_plain, _heads_triton, _library, _native, _triton
 from fastar.ops._heads_layout import empty_gradient
 from fastar.reference.heads import Head
 
@@ -184,7 +184,7 @@ _dispatch.register(
     "heads",
     [
         _dispatch.Implementation("triton", _triton.why_not, _heads_triton.forward, _heads_triton.backward),
-        _dispatch.Implementation("cpu", _heads_cpu.declines, _heads_cpu.forward, _heads_cpu.backward),
+        _dispatch.Implementation("cpu", _native.declines, _heads_cpu.forward, _heads_cpu.backward),
         _dispatch.Implementation("reference", _never, _heads_plain.forward, _heads_plain.backward),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _autocast, _library, _lstm_scan_cpu, _lstm_scan_dense, _triton
+from fastar.ops import _autocast, _library, _lstm_scan_cpu, _lstm_scan_dense, _native, _triton
 from fastar.reference.lstm_scan import ALONG
 
 State = tuple[Tensor, Tensor]
@@ -128,7 +128,7 @@ _dispatch.register(
     "lstm_scan",
     [
         _dispatch.Implementation("triton", _triton.why_not, _triton_forward, _triton_backward),
-        _dispatch.Implementation("cpu", _lstm_scan_cpu.declines, _lstm_scan_cpu.forward, _lstm_scan_cpu.backward),
+        _dispatch.Implementation("cpu", _native.declines, _lstm_scan_cpu.forward, _lstm_scan_cpu.backward),
         _dispatch.Implementation("reference", _never, _lstm_scan_dense.forward, _lstm_scan_dense.backward),
     ],
 )

@@ -5,6 +5,7 @@ In PyTorch: ``act(F.conv2d(F.pad(x, padding), weight * mask, bias, stride))``.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from fastar.ops import (
     _masked_conv2d_cpu,
     _masked_conv2d_plain,
     _masked_conv2d_triton,
+    _native,
     _triton,
     tap_plan,
 )
@@ -184,7 +186,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> 
 
 def _check_plan(plan: TapPlan, weight: Tensor) -> None:
     taps = weight.shape[2] * weight.shape[3]
-    if any(not 0 <= tap < taps for tap in plan.taps) or list(plan.taps) != sorted(set(plan.taps)):
+    if not _rising(plan.taps, taps):
         raise ValueError(f"plan: expected rising numbers of taps below {taps}, got {plan.taps}")
     if plan.channel_mask is None:
         return
@@ -194,6 +196,12 @@ def _check_plan(plan: TapPlan, weight: Tensor) -> None:
     _checks.shape("plan", plan.channel_mask, weight.shape[:2])
     if not weight.is_meta:
         _checks.same_device("plan", plan.channel_mask, "weight", weight)
+
+
+@functools.lru_cache(maxsize=1024)
+def _rising(taps: tuple[int, ...], count: int) -> bool:
+    """Whether these are numbers of a kernel's taps, each once and in order."""
+    return all(0 <= tap < count for tap in taps) and list(taps) == sorted(set(taps))
 
 
 # How plan and geometry cross torch.library's border.
@@ -212,13 +220,15 @@ def _back(
     padding: Sequence[int],
     transposed: bool,
 ) -> tuple[TapPlan, Geometry]:
-    down, right = stride
-    left, right_side, top, bottom = padding
-    mask = None if channel_mask is None else channel_mask.contiguous()
-    return (
-        TapPlan(tuple(taps), masked, mask),
-        Geometry((down, right), (left, right_side, top, bottom), transposed),
-    )
+    plan, geometry = _back_of(tuple(taps), masked, tuple(stride), tuple(padding), transposed)
+    return plan if channel_mask is None else replace(plan, channel_mask=channel_mask.contiguous()), geometry
+
+
+@functools.lru_cache(maxsize=1024)
+def _back_of(
+    taps: tuple[int, ...], masked: int, stride: tuple[int, int], padding: tuple[int, int, int, int], transposed: bool
+) -> tuple[TapPlan, Geometry]:
+    return TapPlan(taps, masked), Geometry(stride, padding, transposed)
 
 
 def _never(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -231,9 +241,7 @@ _dispatch.register(
         _dispatch.Implementation(
             "triton", _triton.why_not, _masked_conv2d_triton.forward, _masked_conv2d_triton.backward
         ),
-        _dispatch.Implementation(
-            "cpu", _masked_conv2d_cpu.declines, _masked_conv2d_cpu.forward, _masked_conv2d_cpu.backward
-        ),
+        _dispatch.Implementation("cpu", _native.declines, _masked_conv2d_cpu.forward, _masked_conv2d_cpu.backward),
         _dispatch.Implementation("reference", _never, _masked_conv2d_plain.forward, _masked_conv2d_plain.backward),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _autocast, _library, _masked_linear_cpu, _masked_linear_dense, _triton, mask_plan
+from fastar.ops import _autocast, _library, _masked_linear_cpu, _masked_linear_dense, _native, _triton, mask_plan
 from fastar.ops.mask_plan import MaskPlan
 from fastar.reference import activation as activations
 
@@ -123,13 +123,14 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 def _check_plan(plan: MaskPlan, weight: Tensor) -> None:
     rows, columns = weight.shape
+    device = weight.device
     expected = (rows, columns, rows, columns, rows, rows * columns, None)
     for tensor, size in zip(plan, expected, strict=True):
         if tensor is None:
             continue
         if size is not None and tensor.numel() != size:
             raise ValueError(f"plan: expected one made for weight {[rows, columns]}, got one of {list(tensor.shape)}")
-        if not weight.is_meta:
+        if tensor.device != device and not weight.is_meta:
             _checks.same_device("plan", tensor, "weight", weight)
 
 
@@ -167,9 +168,7 @@ _dispatch.register(
     "masked_linear",
     [
         _dispatch.Implementation("triton", _triton.why_not, _triton_forward, _triton_backward),
-        _dispatch.Implementation(
-            "cpu", _masked_linear_cpu.declines, _masked_linear_cpu.forward, _masked_linear_cpu.backward
-        ),
+        _dispatch.Implementation("cpu", _native.declines, _masked_linear_cpu.forward, _masked_linear_cpu.backward),
         _dispatch.Implementation("reference", _never, _masked_linear_dense.forward, _masked_linear_dense.backward),
     ],
 )

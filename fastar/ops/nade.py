@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _autocast, _library, _nade_cpu, _nade_dense, _triton
+from fastar.ops import _autocast, _library, _nade_cpu, _nade_dense, _native, _triton
+from fastar.ops._nade_model import Model
 
 ACTIVATIONS = ("sigmoid", "relu", "tanh")
 
@@ -119,39 +120,25 @@ def _prepare(
 
 
 def _triton_forward(
-    x: Tensor,
-    weight: Tensor,
-    readout: Tensor,
-    hidden_bias: Tensor,
-    bias: Tensor,
-    order: Tensor | None,
-    activation: str,
-    parameters: bool,
-    log_prob: bool,
+    x: Tensor, model: Model, bias: Tensor, parameters: bool, log_prob: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     from fastar.kernels import nade as kernels
 
-    out, total = kernels.forward(x, weight, readout, hidden_bias, bias, order, activation, parameters, log_prob)
+    out, total = kernels.forward(
+        x, model.weight, model.readout, model.hidden_bias, bias, model.order, model.activation, parameters, log_prob
+    )
     return out, total
 
 
 def _triton_backward(
-    grad: Tensor | None,
-    grad_log_prob: Tensor | None,
-    out: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    readout: Tensor,
-    hidden_bias: Tensor,
-    order: Tensor | None,
-    activation: str,
-    need_x: bool,
+    grad: Tensor | None, grad_log_prob: Tensor | None, out: Tensor | None, x: Tensor, model: Model, need_x: bool
 ) -> tuple[Tensor | None, ...]:
     from fastar.kernels import nade as kernels
 
     gradients: tuple[Tensor | None, ...] = kernels.backward(
-        grad, grad_log_prob, out, x, weight, readout, hidden_bias, order, activation, need_x
-    )
+        grad, grad_log_prob, out, x, model.weight, model.readout, model.hidden_bias, model.order, model.activation,
+        need_x,
+    )  # fmt: skip
     return gradients
 
 
@@ -163,7 +150,7 @@ _dispatch.register(
     "nade",
     [
         _dispatch.Implementation("triton", _triton.why_not, _triton_forward, _triton_backward),
-        _dispatch.Implementation("cpu", _nade_cpu.declines, _nade_cpu.forward, _nade_cpu.backward),
+        _dispatch.Implementation("cpu", _native.declines, _nade_cpu.forward, _nade_cpu.backward),
         _dispatch.Implementation("reference", _never, _nade_dense.forward, _nade_dense.backward),
     ],
 )
@@ -174,71 +161,42 @@ def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 def _run(
-    x: Tensor,
-    weight: Tensor,
-    readout: Tensor,
-    hidden_bias: Tensor,
-    bias: Tensor,
-    order: Tensor | None,
-    activation: str,
-    parameters: bool,
-    log_prob: bool,
+    x: Tensor, weight: Tensor, readout: Tensor, hidden_bias: Tensor, bias: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
+    order, activation, parameters, log_prob = rest
     # Here, inside the op, torch.compile does not see that values are looked at; on a GPU it would wait for the device.
     if order is not None and order.device.type == "cpu":
         check_order(order, x.shape[1])
     chosen = _dispatch.choose("nade", x.device, x.dtype)
-    out, total = chosen.forward(x, weight, readout, hidden_bias, bias, order, activation, parameters, log_prob)
+    model = Model(weight, readout, hidden_bias, order, activation)
+    out, total = chosen.forward(x, model, bias, parameters, log_prob)
     wide = _at_least_float32(x.dtype)
     return x.new_empty(0) if out is None else out.contiguous(), x.new_empty(0, dtype=wide) if total is None else total
 
 
 def _fake(
-    x: Tensor,
-    weight: Tensor,
-    readout: Tensor,
-    hidden_bias: Tensor,
-    bias: Tensor,
-    order: Tensor | None,
-    activation: str,
-    parameters: bool,
-    log_prob: bool,
+    x: Tensor, weight: Tensor, readout: Tensor, hidden_bias: Tensor, bias: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
+    *_, parameters, log_prob = rest
     out = x.new_empty(*x.shape, readout.shape[1]) if parameters else x.new_empty(0)
     return out, x.new_empty(x.shape[0] if log_prob else 0, dtype=_at_least_float32(x.dtype))
 
 
 def _run_backward(
-    grad: Tensor | None,
-    grad_log_prob: Tensor | None,
-    out: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    readout: Tensor,
-    hidden_bias: Tensor,
-    order: Tensor | None,
-    activation: str,
-    need_x: bool,
+    grad: Tensor | None, grad_log_prob: Tensor | None, out: Tensor | None, x: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
+    *model, need_x = rest
     chosen = _dispatch.choose("nade", x.device, x.dtype)
     assert chosen.backward is not None
-    grads = chosen.backward(grad, grad_log_prob, out, x, weight, readout, hidden_bias, order, activation, need_x)
+    grads = chosen.backward(grad, grad_log_prob, out, x, Model(*model), need_x)
     # Summed in float32, and rounded to the dtype of the parameters once, here.
     return tuple(x.new_empty(0) if one is None else one.to(x.dtype).contiguous() for one in grads)
 
 
 def _fake_backward(
-    grad: Tensor | None,
-    grad_log_prob: Tensor | None,
-    out: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    readout: Tensor,
-    hidden_bias: Tensor,
-    order: Tensor | None,
-    activation: str,
-    need_x: bool,
+    grad: Tensor | None, grad_log_prob: Tensor | None, out: Tensor | None, x: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
+    weight, readout, hidden_bias, *_, need_x = rest
     shapes = (x.shape if need_x else (0,), weight.shape, readout.shape, hidden_bias.shape, readout.shape[:2])
     return tuple(x.new_empty(shape) for shape in shapes)
 

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 
 from fastar import _checks, _dispatch
-from fastar.ops import _autocast, _library, _triton, _wavenet_block_cpu, _wavenet_block_plain, _wavenet_block_triton
+from fastar.ops import (
+    _autocast,
+    _library,
+    _native,
+    _triton,
+    _wavenet_block_cpu,
+    _wavenet_block_plain,
+    _wavenet_block_triton,
+)
 
 
 def wavenet_block(
@@ -132,9 +140,7 @@ _dispatch.register(
         _dispatch.Implementation(
             "triton", _triton.why_not, _wavenet_block_triton.forward, _wavenet_block_triton.backward
         ),
-        _dispatch.Implementation(
-            "cpu", _wavenet_block_cpu.declines, _wavenet_block_cpu.forward, _wavenet_block_cpu.backward
-        ),
+        _dispatch.Implementation("cpu", _native.declines, _wavenet_block_cpu.forward, _wavenet_block_cpu.backward),
         _dispatch.Implementation("reference", _never, _wavenet_block_plain.forward, _wavenet_block_plain.backward),
     ],
 )

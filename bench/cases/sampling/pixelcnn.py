@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastar.bench.alternatives import CudaGraph
 from fastar.bench.cases.sampling._common import Loop, Work, Workload, case, draw, random
-from fastar.bench.registry import Case, Part
+from fastar.bench.registry import Absent, Call, Case, Part
 from fastar.models import PixelCNN
 from fastar.nn import MaskedConv2d
 
@@ -66,8 +67,8 @@ class Full:
         return draw(logits[:, colour * self.levels : (colour + 1) * self.levels], u)
 
     def __call__(self, u: Tensor) -> Tensor:
-        x = torch.zeros(u.shape[1], COLOURS, self.height, self.width)
-        drawn = torch.empty(u.shape[1], len(u), dtype=torch.int64)
+        x = u.new_zeros(u.shape[1], COLOURS, self.height, self.width)
+        drawn = torch.empty(u.shape[1], len(u), dtype=torch.int64, device=u.device)
         for position in range(len(u)):
             pixel, colour = divmod(position, COLOURS)
             h, w = divmod(pixel, self.width)
@@ -93,10 +94,10 @@ class Cached:
         # With a margin of zeros, [height + half, width + 2 half, rows, channels].
         halves = [size // 2 for size in self.sizes]
         caches = [
-            torch.zeros(self.height + half, self.width + 2 * half, rows, channels)
+            u.new_zeros(self.height + half, self.width + 2 * half, rows, channels)
             for half, channels in zip(halves, self.channels, strict=True)
         ]
-        drawn = torch.empty(rows, len(u), dtype=torch.int64)
+        drawn = torch.empty(rows, len(u), dtype=torch.int64, device=u.device)
         for position in range(len(u)):
             pixel, colour = divmod(position, COLOURS)
             h, w = divmod(pixel, self.width)
@@ -134,23 +135,30 @@ def pixelcnn(
     rows: int = 1,
     dtype: torch.dtype = torch.float32,
     small: bool = False,
+    devices: tuple[str, ...] = ("cpu", "cuda"),
 ) -> Case:
     pixels = height * width
 
-    def make() -> Workload:
-        model = make_model(height, width, features, depth, levels)
+    def make(device: torch.device) -> Workload:
+        model = make_model(height, width, features, depth, levels).to(device)
         layers = layers_of(model)
         full, cached = Full(layers, height, width), Cached(layers, height, width)
         if small:
             loops: dict[str, Loop] = {"cached loop": cached, "full passes": full}
             return Workload(model.lower(), rows, pixels * COLOURS, loops)
-        x, u = torch.rand(rows, COLOURS, height, width) * 2 - 1, torch.rand(rows)
+        x = torch.rand(rows, COLOURS, height, width, device=device) * 2 - 1
+        u = torch.rand(rows, device=device)
 
         def one_pass() -> None:
             full.one_pass(x, height // 2, width // 2, 1, u)
 
-        others = {"full passes": Part(one_pass, pixels * COLOURS)}
-        return Workload(model.lower(), rows, pixels * COLOURS, {"cached loop": cached}, others)
+        others: dict[str, Call | Part | Absent] = {"full passes": Part(one_pass, pixels * COLOURS)}
+        if device.type == "cuda":
+            others["CUDA graph, full passes"] = Part(CudaGraph(one_pass), pixels * COLOURS)
+        loops = {"cached loop": cached}
+        # The first rows of the image.
+        captured = 4 * width * COLOURS
+        return Workload(model.lower(), rows, pixels * COLOURS, loops, others, captured)
 
     # At the centre a colour sees the earlier ones and, past the first layer, its own: about two thirds of the weights.
     weights = features * (
@@ -166,12 +174,14 @@ def pixelcnn(
         per=1,
         unit="batch of images" if rows > 1 else "image",
         small=small,
+        devices=devices,
     )
 
 
 CASES = (
     pixelcnn(32, 32, 128, 8),
     pixelcnn(32, 32, 128, 8, dtype=torch.bfloat16),
-    pixelcnn(32, 32, 128, 8, dtype=torch.int8),
+    pixelcnn(32, 32, 128, 8, dtype=torch.int8, devices=("cpu",)),
+    pixelcnn(32, 32, 128, 8, rows=64, devices=("cuda",)),
     pixelcnn(5, 4, 16, 2, 8, rows=2, small=True),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastar.bench.alternatives import compiled
 from fastar.bench.cases.sampling import _llama
 from fastar.bench.cases.sampling._common import Loop, Work, Workload, case, draw, random
 from fastar.bench.registry import Absent, Call, Case, Part
@@ -65,9 +66,9 @@ def cached(model: Transformer, s: Shape, dtype: torch.dtype) -> Loop:
     @torch.inference_mode()
     def loop(u: Tensor) -> Tensor:
         rows, length = u.shape[1], len(u)
-        kept = torch.empty(s.layers, 2, rows, s.heads, length, s.width // s.heads, dtype=dtype)
-        symbol = torch.full((rows,), s.vocabulary - 1)
-        drawn = torch.empty(rows, length, dtype=torch.int64)
+        kept = u.new_empty(s.layers, 2, rows, s.heads, length, s.width // s.heads, dtype=dtype)
+        symbol = torch.full((rows,), s.vocabulary - 1, device=u.device)
+        drawn = torch.empty(rows, length, dtype=torch.int64, device=u.device)
         for t in range(length):
             x = functional.embedding(symbol, p["wte.weight"]) + p["wpe.0.weight"][t]
             for (keys, values), block in zip(kept, blocks, strict=True):
@@ -81,6 +82,47 @@ def cached(model: Transformer, s: Shape, dtype: torch.dtype) -> Loop:
                 up = functional.gelu(linear(norm(x, f"{block}.norm_2"), f"{block}.widen"), approximate="tanh")
                 x = x + linear(up, f"{block}.narrow")
             symbol = draw(functional.linear(norm(x, last), p["wte.weight"]), u[t])
+            drawn[:, t] = symbol
+        return drawn
+
+    return loop
+
+
+def _block(x: Tensor, t: Tensor, heads: int, keys: Tensor, values: Tensor, w: Sequence[Tensor]) -> Tensor:
+    norm1, bias1, three, three_bias, mix, mix_bias, norm2, bias2, up, up_bias, down, down_bias = w
+    rows, D = x.shape
+    y = functional.linear(functional.layer_norm(x, (D,), norm1, bias1), three, three_bias)
+    q, k, v = y.view(rows, 3, heads, 1, -1).unbind(1)
+    keys.index_copy_(2, t, k)
+    values.index_copy_(2, t, v)
+    seen = torch.arange(keys.shape[2], device=x.device) <= t
+    mixed = functional.scaled_dot_product_attention(q, keys, values, attn_mask=seen[None])
+    x = x + functional.linear(mixed.reshape(rows, D), mix, mix_bias)
+    hidden = functional.linear(functional.layer_norm(x, (D,), norm2, bias2), up, up_bias)
+    return x + functional.linear(functional.gelu(hidden, approximate="tanh"), down, down_bias)
+
+
+def static(model: Transformer, s: Shape, dtype: torch.dtype, *, compile_parts: bool = False) -> Loop:
+    """Whole keys and values seen through a mask, so that every step has the same shapes."""
+    p = {name: weight.detach().to(dtype) for name, weight in model.state_dict().items()}
+    block = compiled(_block) if compile_parts else _block
+    parts = ("norm_1", "attention.qkv", "attention.proj", "norm_2", "widen", "narrow")
+    layers = [[p[f"body.{i}.{part}.{kind}"] for part in parts for kind in ("weight", "bias")] for i in range(s.layers)]
+    last = [p[f"body.{s.layers}.{kind}"] for kind in ("weight", "bias")]
+
+    @torch.inference_mode()
+    def loop(u: Tensor) -> Tensor:
+        rows, length = u.shape[1], len(u)
+        kept = u.new_zeros(s.layers, 2, rows, s.heads, length, s.width // s.heads, dtype=dtype)
+        places = torch.arange(length, device=u.device)
+        symbol = torch.full((rows,), s.vocabulary - 1, device=u.device)
+        drawn = torch.empty(rows, length, dtype=torch.int64, device=u.device)
+        for t in range(length):
+            x = functional.embedding(symbol, p["wte.weight"]) + p["wpe.0.weight"][t]
+            for (keys, values), weights in zip(kept, layers, strict=True):
+                x = block(x, places[t : t + 1], s.heads, keys, values, weights)
+            x = functional.layer_norm(x, (s.width,), *last)
+            symbol = draw(functional.linear(x, p["wte.weight"]), u[t])
             drawn[:, t] = symbol
         return drawn
 
@@ -101,13 +143,15 @@ def _hugging_face(s: Shape) -> Any:
     return transformers.GPT2LMHeadModel(config).eval()
 
 
-def generate(s: Shape, rows: int, length: int, dtype: torch.dtype) -> Call | Absent:
-    """transformers' own loop over its own model, weights as it initialises them."""
+def generate(
+    s: Shape, rows: int, length: int, dtype: torch.dtype, device: torch.device, cache: str | None = None
+) -> Call | Absent:
+    """transformers' own loop over its own model, weights as it initialises them; a "static" cache is compiled."""
     missing = _missing("transformers")
     if missing:
         return missing
-    model = _hugging_face(s).to(dtype)
-    start = torch.full((rows, 1), s.vocabulary - 1)
+    model = _hugging_face(s).to(device, dtype)
+    start = torch.full((rows, 1), s.vocabulary - 1, device=device)
 
     def call() -> None:
         with torch.inference_mode():
@@ -119,6 +163,7 @@ def generate(s: Shape, rows: int, length: int, dtype: torch.dtype) -> Call | Abs
                 max_new_tokens=length,
                 min_new_tokens=length,
                 pad_token_id=s.vocabulary - 1,
+                cache_implementation=cache,
             )
 
     return call
@@ -168,20 +213,27 @@ def llama(s: Shape, rows: int, length: int, kind: str) -> Call | Absent:
 def transformer(
     name: str, s: Shape, steps: int, *, rows: int = 1, dtype: torch.dtype = torch.float32, small: bool = False
 ) -> Case:
-    def make() -> Workload:
-        model = make_model(s)
+    def make(device: torch.device) -> Workload:
+        model = make_model(s).to(device)
         loops = {"cached loop": cached(model, s, torch.float32)}
         others: dict[str, Call | Part | Absent] = {}
-        narrow = [] if dtype == torch.float32 else [torch.bfloat16]
-        if narrow:
-            loops["cached loop in bfloat16"] = cached(model, s, torch.bfloat16)
+        fast = torch.float32 if dtype == torch.float32 else torch.bfloat16
+        if fast != torch.float32:
+            loops["cached loop in bfloat16"] = cached(model, s, fast)
+        if device.type == "cuda":
+            loops["static cache, layers compiled"] = static(model, s, fast, compile_parts=True)
+        elif small:
+            loops["static cache"] = static(model, s, fast)
         if not small:
-            for one in narrow or [torch.float32]:
-                others[f"transformers generate, {str(one).removeprefix('torch.')}"] = generate(s, rows, steps, one)
-            for compute in {torch.int8: ("int8",), torch.bfloat16: ("int8",)}.get(dtype, ("float32",)):
+            name = f"transformers generate, {str(fast).removeprefix('torch.')}"
+            others[name] = generate(s, rows, steps, fast, device)
+            if device.type == "cuda":
+                others[f"{name}, static cache"] = generate(s, rows, steps, fast, device, "static")
+            if device.type == "cpu":
+                compute = "float32" if dtype == torch.float32 else "int8"
                 others[f"CTranslate2, {compute}"] = ctranslate2(s, rows, steps, compute)
-            kind = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "Q8_0"}[dtype]
-            others[f"llama.cpp, {kind}"] = llama(s, rows, steps, kind)
+                kind = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "Q8_0"}[dtype]
+                others[f"llama.cpp, {kind}"] = llama(s, rows, steps, kind)
         return Workload(model.lower(), rows, steps, loops, others)
 
     return case(

@@ -6,6 +6,7 @@
 #include "cpu/isa/heads.h"
 #include "cpu/isa/lstm_scan.h"
 #include "cpu/isa/nade.h"
+#include "cpu/isa/tanh_gate.h"
 #include "cpu/isa/wavenet.h"
 #include "cpu/kernel_table.h"
 
@@ -40,6 +41,7 @@ const KernelTable table{
     .wavenet_backward = wavenet_backward,
     .depthwise_sum = depthwise_sum,
     .depthwise_gradients = depthwise_gradients,
+    .tanh_gate = tanh_gate,
     .executor =
         {
             .matrix = matrix,
