@@ -137,8 +137,6 @@ csrc_folders |= {f"fastar.csrc.{p.name}": f"csrc/{p.name}" for p in sorted((ROOT
 csrc_folders |= {f"fastar.csrc.cpu.{name}": f"csrc/cpu/{name}" for name in ("executor", "isa")}
 
 setup(
-    # Also reaches an isolated build; the plain build needs nothing beyond pyproject.toml's two.
-    setup_requires=["ninja"] if WITH_CUDA else [],
     ext_modules=[core],
     cmdclass={"build_ext": BuildNative},
     packages=[
@@ -156,8 +154,10 @@ setup(
         **csrc_folders,
     },
     package_data={
-        "fastar": ["py.typed", "_cuda*.so"],
+        "fastar": ["py.typed", "_cuda.*"],
         **{name: ["*.h", "*.cpp", "*.cu", "*.cuh"] for name in csrc_folders},
+        # Headers of the standard library have no suffix.
+        "fastar.csrc.freestanding": ["*"],
     },
     zip_safe=False,
 )

@@ -72,6 +72,9 @@ class Case:
     small: bool = False
     per: int = 1
     unit: str = "call"
+    # Whether a GPU's caches would give away what comes from memory in use. A sampler goes through its weights again in
+    # every step, so its caches are what they are in use.
+    rotates: bool = True
 
     def __post_init__(self) -> None:
         if not self.devices or set(self.devices) - set(DEVICES):

@@ -108,7 +108,7 @@ def measure(
     """Measure one case. An error of ours and a disagreement are raised; an error of an alternative makes it absent."""
     quick = effort is timing.QUICK
     cache = machine.cache_bytes(device)
-    copies = math.ceil(CACHES * cache / case.bytes) if device.type == "cuda" else 1
+    copies = math.ceil(CACHES * cache / case.bytes) if device.type == "cuda" and case.rotates else 1
     torch.manual_seed(0)
     before = machine.probe(device, case.dtype, quick=quick)
     ours, alternatives, absent, parts = _prepare(case, device, max(1, copies))

@@ -135,8 +135,11 @@ def assert_samples_follow(model: Model, shape: Sequence[int], n: int = 4000, see
     assert_sampler_agrees(model, seed=seed, **options)
 
 
-def assert_density(model: Model, n: int = 8000, seed: int = 3, **options: Any) -> None:
-    """The density of two numbers integrates to one, and samples fill the plane's cells as it says."""
+def assert_density(model: Model, first: int | None = None, n: int = 8000, seed: int = 3, **options: Any) -> None:
+    """The density of two numbers integrates to one, and samples fill the plane's cells as it says.
+
+    `first` is the number that is drawn first: with it given, the other one follows the conditional density.
+    """
     reach, fine, coarse = 12.0, 480, 24
     axis = (torch.arange(fine) + 0.5) * (2 * reach / fine) - reach
     with torch.no_grad():
@@ -147,6 +150,20 @@ def assert_density(model: Model, n: int = 8000, seed: int = 3, **options: Any) -
     assert isinstance(values, Tensor)
     cell = ((values + reach) * (coarse / (2 * reach))).long().clamp(0, coarse - 1)
     assert_frequencies(cell[:, 0] * coarse + cell[:, 1], cells / cells.sum())
+    if first is None:
+        return
+    line = torch.full((fine, 2), 0.3)
+    line[:, 1 - first] = axis
+    with torch.no_grad():
+        p = model.log_prob(line).double().exp() * (2 * reach / fine)
+    given = torch.full((n, 2), torch.nan)
+    given[:, first] = 0.3
+    result = model.sample(n, seed=seed, given=given, return_info=True, **options)
+    assert isinstance(result, SampleResult)
+    torch.testing.assert_close(result.log_weight, p.sum().log().expand(n), rtol=2e-3, atol=2e-3)
+    cell = ((result.values[:, 1 - first] + reach) * (coarse / (2 * reach))).long().clamp(0, coarse - 1)
+    cells = p.view(coarse, fine // coarse).sum(1)
+    assert_frequencies(cell, cells / cells.sum())
 
 
 def assert_sampler_agrees(model: Model, n: int = 64, tolerance: float = 2e-5, **options: Any) -> SampleResult:

@@ -12,9 +12,9 @@
 #include <vector>
 
 #include "bindings/address.h"
-#include "bindings/cuda_library.h"
 #include "bindings/read_program.h"
 #include "cuda/assemble.h"
+#include "cuda/library.h"
 #include "cuda/run.h"
 
 namespace py = pybind11;
@@ -26,8 +26,8 @@ using cuda::Assembly;
 using cuda::SharedLayout;
 
 std::shared_ptr<Assembly> assemble(const py::object& program, const py::dict& weights, const std::string& precision,
-                                   std::int64_t fast_numbers, std::int64_t resident_bytes, std::int64_t blocks,
-                                   bool contents) {
+                                   std::int64_t fast_numbers, bool caches_far, std::int64_t resident_bytes,
+                                   std::int64_t local_bytes, std::int64_t blocks, bool contents) {
     const std::map<std::string, cuda::Precision> precisions{{"float32", cuda::Precision::kFloat32},
                                                             {"bfloat16", cuda::Precision::kBfloat16},
                                                             {"float16", cuda::Precision::kFloat16},
@@ -36,6 +36,8 @@ std::shared_ptr<Assembly> assemble(const py::object& program, const py::dict& we
     const cuda::AssemblyOptions options{.precision = precisions.at(precision),
                                         .fast_numbers = fast_numbers,
                                         .resident_bytes = resident_bytes,
+                                        .local_bytes = local_bytes,
+                                        .caches_far = caches_far,
                                         .blocks = blocks,
                                         .contents = contents};
     const py::gil_scoped_release release;
@@ -104,12 +106,17 @@ cuda::Run read_run(const Assembly& a, const py::dict& r) {
     run.low = address<const double>(r["low"]);
     run.high = address<const double>(r["high"]);
     run.uniforms = address<const double>(r["uniforms"]);
+    run.report_every = whole("report_every");
+    run.reached = address<std::int32_t>(r["reached"]);
+    run.cancel = address<const std::int32_t>(r["cancel"]);
+    run.handed = address<double>(r["handed"]);
     return run;
 }
 
 // Of each team: (entry of the code, positions complete, variables, failure or None).
 py::list progress(const Assembly& a, std::uintptr_t at, std::size_t teams) {
-    static const char* const names[] = {"", "not_a_number", "no_support", "not_given", "not_finite", "stuck"};
+    static const char* const names[] = {"",           "not_a_number", "no_support", "not_given",
+                                        "not_finite", "stuck",        "cancelled"};
     const auto* all = reinterpret_cast<const cuda::Progress*>(at);
     const auto* entries = reinterpret_cast<const cuda::Entry*>(a.bytes.data() + a.stretch.entries);
     py::list result;
@@ -153,9 +160,11 @@ void bind_cuda_program(py::module_& module) {
     module.attr("CUDA_PROGRESS_BYTES") = sizeof(cuda::Progress);
     module.attr("CUDA_MOST_ROWS") = cuda::kMaxRows;
     module.attr("CUDA_MOST_THREADS") = cuda::kMostThreads;
+    module.attr("CUDA_ALL_REACHED") = cuda::kAllReached;
     py::class_<Assembly, std::shared_ptr<Assembly>>(module, "CudaProgram", "A step program, packed for csrc/cuda.")
         .def(py::init(&assemble), py::arg("program"), py::arg("weights"), py::arg("precision"), py::arg("fast_numbers"),
-             py::arg("resident_bytes"), py::arg("blocks"), py::arg("contents"))
+             py::arg("caches_far"), py::arg("resident_bytes"), py::arg("local_bytes"), py::arg("blocks"),
+             py::arg("contents"))
         .def_readonly("bytes", &Assembly::size)
         .def(
             "copy_to",
@@ -183,6 +192,9 @@ void bind_cuda_program(py::module_& module) {
                                        {"commands", a.tally.commands},
                                        {"block_meetings", a.tally.block_meetings},
                                        {"team_meetings", a.tally.team_meetings},
+                                       {"edges", a.tally.edges},
+                                       {"fetches", a.tally.fetches},
+                                       {"streams", a.tally.streams},
                                        {"weight_bytes", a.tally.weight_bytes},
                                        {"resident_bytes", a.tally.resident_bytes}};
                                })
@@ -196,12 +208,12 @@ void bind_cuda_program(py::module_& module) {
              py::arg("variables"))
         .def(
             "run",
-            [](const Assembly& a, const CudaLibrary& library, const py::dict& record, std::uintptr_t stream) {
+            [](const Assembly& a, cuda::Library& library, int device, const py::dict& record, std::uintptr_t stream) {
                 const cuda::Run run = read_run(a, record);
                 const py::gil_scoped_release release;
-                library.run(run, reinterpret_cast<void*>(stream));
+                library.run(device, run, reinterpret_cast<void*>(stream));
             },
-            py::arg("library"), py::arg("record"), py::arg("stream"));
+            py::arg("library"), py::arg("device"), py::arg("record"), py::arg("stream"));
 }
 
 }  // namespace fastar

@@ -6,6 +6,7 @@
 #include <limits>
 #include <map>
 #include <numeric>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -13,6 +14,8 @@
 #include <utility>
 
 #include "cpu/executor/access.h"
+#include "cpu/executor/loosen.h"
+#include "cuda/keep_apart.h"
 #include "cuda/pack.h"
 
 namespace fastar::cuda {
@@ -28,10 +31,10 @@ using cpu::Ref;
 
 // Where a row's buffers begin: a full vector.
 constexpr std::int64_t kAlignment = 4;
-// A matrix that every block of a cluster multiplies for itself: that takes less than an exchange.
-constexpr std::int64_t kLocalBytes = 16 * 1024;
 // Fewer outputs are summed by a warp each.
 constexpr std::int64_t kTileOutputs = 16;
+// An edge counts at most 2^20 bytes: eight rows of so many numbers.
+constexpr std::int64_t kMostSent = 16 * 1024;
 
 std::int64_t product(const std::vector<std::int64_t>& shape) {
     return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
@@ -82,30 +85,48 @@ Program with_inputs_activated(Program program) {
 
 class Assembler {
   public:
-    Assembler(const Program& program, const AssemblyOptions& options, Assembly& to)
-        : program_(program), options_(options), to_(to) {}
+    Assembler(Program program, const AssemblyOptions& options, Assembly& to)
+        : program_(std::move(program)), options_(options), to_(to) {}
 
     void run() {
+        if (shares_copies()) cpu::rename_scratch(program_);
         place_buffers();
+        if (shares_copies()) {
+            std::set<int> far;
+            for (std::size_t b = 0; b < to_.buffers.size(); ++b) {
+                if (to_.buffers[b].space == kSlowSpace) far.insert(static_cast<int>(b));
+            }
+            beside_ = keep_apart(program_, far);
+            find_own();
+            place_buffers();
+        }
+        beside_.resize(program_.code.size());
+        list_parts();
         std::vector<std::int32_t> open;
         bool fresh = true;
-        for (const Instruction& i : program_.code) {
+        for (std::size_t number = 0; number < program_.code.size(); ++number) {
+            const Instruction& i = program_.code[number];
             if (i.is_control()) {
                 control(i, open);
                 fresh = true;
                 continue;
             }
             if (fresh) begin_block(i);
-            command(i);
+            command(i, beside_[number]);
             fresh = i.completes();
             entries_.back().completes = fresh;
         }
+        end_block();
         lay_out();
     }
 
   private:
+    // Whether the blocks of a team have copies of a row's numbers: those of a cluster.
+    bool shares_copies() const { return options_.blocks > 1 && options_.fast_numbers > 0; }
+
     // Scratch and the smallest states are fast; what is left over is slow.
     void place_buffers() {
+        to_.fast = to_.slow = 0;
         std::vector<int> order(program_.buffers.size());
         std::iota(order.begin(), order.end(), 0);
         const auto size = [&](int b) { return product(program_.buffers[at(b)].shape); };
@@ -113,7 +134,7 @@ class Assembler {
             return std::pair(program_.buffers[at(b)].kind == BufferKind::kScratch ? 0 : 1, size(b));
         };
         std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return rank(a) < rank(b); });
-        to_.buffers.resize(order.size());
+        to_.buffers.assign(order.size(), {});
         int inputs = 0;
         for (std::size_t b = 0; b < program_.buffers.size(); ++b) {
             if (program_.buffers[b].kind != BufferKind::kInput) continue;
@@ -122,16 +143,83 @@ class Assembler {
             to_.buffers[b] = {kFirstInputSpace + inputs++, 0, 0};
         }
         for (const int b : order) {
-            if (program_.buffers[at(b)].kind == BufferKind::kInput) continue;
+            if (program_.buffers[at(b)].kind == BufferKind::kInput || instead_.contains(b)) continue;
             const std::int64_t room = (size(b) + kAlignment - 1) / kAlignment * kAlignment;
-            const bool fits = to_.fast + room <= options_.fast_numbers;
+            const bool cache = program_.buffers[at(b)].shape.size() > 1;
+            const bool fits = to_.fast + room <= options_.fast_numbers && !(cache && options_.caches_far);
             std::int64_t& end = fits ? to_.fast : to_.slow;
             to_.buffers[at(b)] = {fits ? kFastSpace : kSlowSpace, end, size(b)};
             end += room;
         }
+        for (const auto& [buffer, other] : instead_) to_.buffers[at(buffer)] = to_.buffers[at(other)];
+    }
+
+    // Scratch that is only ever added to by products of the same outputs: a block needs the numbers of its own tiles,
+    // and a chain of such sums one place.
+    void find_own() {
+        std::map<int, Ref> all;
+        std::map<int, int> uses;
+        std::set<int> others;
+        const auto exactly = [](const Ref& a, const Ref& b) {
+            return a.at.empty() && b.at.empty() && a.offset.terms.empty() && b.offset.terms.empty() &&
+                   a.offset.constant == b.offset.constant && a.width == b.width;
+        };
+        const auto see = [&](const std::optional<Ref>& ref, bool apt) {
+            if (!ref) return;
+            const auto [found, fresh] = all.try_emplace(ref->buffer, *ref);
+            const bool scratch = program_.buffers[at(ref->buffer)].kind == BufferKind::kScratch;
+            if (!apt || !scratch || !exactly(found->second, *ref)) others.insert(ref->buffer);
+            ++uses[ref->buffer];
+        };
+        for (std::size_t number = 0; number < program_.code.size(); ++number) {
+            const Instruction& i = program_.code[number];
+            const bool apt = (i.op == cpu::Op::kLinear || i.op == cpu::Op::kTappedLinear) && !sums_by_warps(i) &&
+                             bank_bytes(shape_of(i), storage_of(options_.precision)) > options_.local_bytes;
+            see(i.out, apt && !beside_[number].mirror);
+            see(i.add, apt);
+            for (const auto* ref : {&i.source, &i.other, &i.hidden, &i.cell, &i.cell_out, &i.log_prob}) {
+                see(*ref, false);
+            }
+            see(beside_[number].fresh, false);
+        }
+        for (const auto& [buffer, ref] : all) {
+            if (!others.contains(buffer)) own_.insert(buffer);
+        }
+        for (Instruction& i : program_.code) {
+            if (!i.add || !own_.contains(i.add->buffer)) continue;
+            const bool last = uses[i.add->buffer] == 2;  // written once, read once
+            follow(*i.add);
+            if (last && own_.contains(i.out->buffer) && uses[i.out->buffer] == 2 && exactly(*i.out, *i.add)) {
+                instead_[i.out->buffer] = i.add->buffer;
+                follow(*i.out);
+            }
+        }
+    }
+
+    void follow(Ref& ref) const {
+        if (const auto found = instead_.find(ref.buffer); found != instead_.end()) ref.buffer = found->second;
+    }
+
+    // What a launch gathers at its end: numbers of which each block holds some.
+    void list_parts() {
+        std::erase_if(own_, [&](int buffer) { return to_.buffers[at(buffer)].space != kFastSpace; });
+        for (const int buffer : own_) {
+            if (instead_.contains(buffer)) continue;
+            parts_.push_back({narrow(to_.buffers[at(buffer)].base), narrow(program_.buffers[at(buffer)].shape.back()),
+                              outputs_of_tile(storage_of(options_.precision))});
+        }
+    }
+
+    MatrixShape shape_of(const Instruction& i) const {
+        const bool banked = i.op == cpu::Op::kReadout || (i.index && i.op != cpu::Op::kSpanLinear);
+        return {.banks = banked ? program_.weights[at(i.weight)].shape[0] : 1,
+                .outputs = i.out->width,
+                .taps = std::max<std::int64_t>(1, static_cast<std::int64_t>(i.taps.size())),
+                .inputs = i.source->width};
     }
 
     void control(const Instruction& i, std::vector<std::int32_t>& open) {
+        end_block();
         Entry e;
         e.place = i.place;
         if (i.op == cpu::Op::kEnd) {
@@ -153,15 +241,29 @@ class Assembler {
     }
 
     void begin_block(const Instruction& i) {
+        end_block();
         Entry e;
         e.control = Control::kBlock;
         e.place = i.place;
         e.command = narrow(static_cast<std::int64_t>(commands_.size()));
         e.address = narrow(static_cast<std::int64_t>(addresses_.size()));
+        e.fetch = narrow(static_cast<std::int64_t>(fetches_.size()));
         entries_.push_back(e);
-        since_block_.clear();
-        since_team_.clear();
         ++to_.tally.team_meetings;
+    }
+
+    // Every edge is waited for before its block of commands ends, so that all stand at the same count.
+    void end_block() {
+        for (const Before& one : before_) {
+            if (one.edge >= 0 && !one.waited) wait_for(commands_.back(), one.edge);
+        }
+        before_.clear();
+    }
+
+    void wait_for(Command& c, int edge) {
+        c.waits |= std::uint64_t{1} << edge;
+        ++to_.tally.edges;
+        for (Before& one : before_) one.waited = one.waited || one.edge == edge;
     }
 
     Slot slot(const Index& index, std::int64_t factor = 1, std::int64_t added = 0) const {
@@ -278,22 +380,47 @@ class Assembler {
         return held->second;
     }
 
-    void matrix(const Instruction& i, Command& c) {
-        const auto& shape = program_.weights[at(i.weight)].shape;
-        const bool banked = i.op == cpu::Op::kReadout || (i.index && i.op != cpu::Op::kSpanLinear);
-        c.outputs = c.out.width;
-        c.inputs = c.source.width;
-        const std::int64_t taps = std::max<std::int64_t>(1, static_cast<std::int64_t>(i.taps.size()));
-        const std::int64_t banks = banked ? shape[0] : 1;
+    // Taps that are fetched beforehand: outside where the ring's place is, else where they were fetched to.
+    void fetch_taps(const Instruction& i, const Beside& beside, Command& c) {
+        Entry& block = entries_.back();
+        std::vector<std::int16_t> far;
+        for (int tap = 0; tap < i.tap_end; ++tap) far.push_back(number(address(*i.source, &i.taps[at(tap)])));
+        c.tap = static_cast<std::int16_t>(block.addresses);
+        c.source.space = kFastSpace;
+        for (int tap = 0; tap < i.tap_end; ++tap) {
+            Address near = addresses_[at(block.address + far[at(tap)])];
+            near.base = narrow(to_.buffers[at(beside.fetched[at(tap)])].base);
+            near.stride[0] = 0;
+            addresses_.push_back(near);
+            fetches_.push_back({far[at(tap)], near.base, c.source.width});
+            ++block.fetches;
+            ++to_.tally.fetches;
+        }
+        addresses_.push_back(address(*beside.fresh, nullptr));
+        block.addresses += narrow(static_cast<std::int64_t>(i.taps.size()));
+        c.fresh = {};
+    }
+
+    void matrix(const Instruction& i, const Beside& beside, Command& c) {
+        const MatrixShape all = shape_of(i);
+        const auto [banks, outputs, taps, inputs] = all;
+        c.outputs = narrow(outputs);
+        c.inputs = narrow(inputs);
         if (i.op == cpu::Op::kReadout) std::swap(c.function, c.input_function);
         c.storage = sums_by_warps(i) ? Storage::kRows : storage_of(options_.precision);
-        if (!i.taps.empty()) {
+        const auto near = [&](int buffer) { return to_.buffers[at(buffer)].space == kFastSpace; };
+        if (!beside.fetched.empty() && near(beside.fresh->buffer) &&
+            std::all_of(beside.fetched.begin(), beside.fetched.end(), near)) {
+            fetch_taps(i, beside, c);
+        } else if (!i.taps.empty()) {
             c.tap = static_cast<std::int16_t>(entries_.back().addresses);
             for (const auto& tap : i.taps) {
                 // Taps are numbered one after another, so that none may be shared with what came before.
                 addresses_.push_back(address(*i.source, &tap));
                 ++entries_.back().addresses;
             }
+        }
+        if (!i.taps.empty()) {
             to_.stretch.most_addresses = std::max(to_.stretch.most_addresses, entries_.back().addresses);
             c.taps = static_cast<std::int16_t>(taps);
         }
@@ -301,10 +428,13 @@ class Assembler {
             c.weight = table(i.weight);
             c.bank_bytes = 4 * c.outputs * taps * c.inputs;
         } else {
-            const MatrixShape all{.banks = banks, .outputs = c.outputs, .taps = taps, .inputs = c.inputs};
             c.shared_out = is_shared_out(c, bank_bytes(all, c.storage));
-            auto& held = packed_[{i.weight, banks, taps, c.shared_out}];
-            if (held.bank_bytes == 0) held = keep(program_.weights[at(i.weight)].floats, all, c);
+            c.own_copy = own_.contains(i.out->buffer);
+            // Whoever adds to sums that lie with their tiles has its own where they are.
+            const bool fixed = c.own_copy || (i.add && own_.contains(i.add->buffer));
+            auto& held = packed_[{i.weight, banks, taps, c.shared_out, fixed}];
+            if (held.bank_bytes == 0) held = keep(program_.weights[at(i.weight)].floats, all, c, fixed);
+            c.first_block = held.first_block;
             c.weight = held.weights;
             c.scales = held.scales;
             c.bank_bytes = held.bank_bytes;
@@ -320,12 +450,13 @@ class Assembler {
         const auto read = static_cast<std::int64_t>(share * static_cast<double>(c.bank_bytes));
         to_.tally.weight_bytes += read;
         if (c.resident >= 0) to_.tally.resident_bytes += read;
+        to_.tally.streams += c.resident < 0 || c.source.space == kSlowSpace;
     }
 
     // What every block does on its own copy of a row's fast numbers costs no exchange.
     bool is_shared_out(const Command& c, std::int64_t matrix_bytes) const {
         const bool slow = c.out.space != kFastSpace || (c.cell_out.present() && c.cell_out.space != kFastSpace);
-        const bool large = c.op == Op::kMatrix && matrix_bytes > kLocalBytes;
+        const bool large = c.op == Op::kMatrix && matrix_bytes > options_.local_bytes;
         return slow || large || c.op == Op::kAttention || c.op == Op::kDraw || c.op == Op::kEmit;
     }
 
@@ -335,9 +466,17 @@ class Assembler {
         std::int64_t bank_bytes = 0;
         std::int64_t resident = -1;
         std::int32_t tile_bytes = 0;
+        std::int32_t first_block = 0;
     };
 
-    Held keep(const float* weights, const MatrixShape& shape, const Command& c) {
+    // Room in every block's shared memory, of which matrices of fewer tiles than blocks leave some blocks' free.
+    struct Shelf {
+        std::int64_t to;
+        std::int64_t bytes;
+        std::int64_t blocks;  // whose room is taken
+    };
+
+    Held keep(const float* weights, const MatrixShape& shape, const Command& c, bool fixed) {
         const Storage storage = c.storage;
         Held held;
         held.tile_bytes = narrow(tile_bytes(shape, storage));
@@ -356,12 +495,22 @@ class Assembler {
         Stretch& s = to_.stretch;
         const std::int64_t apart = c.shared_out ? options_.blocks : 1;
         const std::int64_t own = (tiles + apart - 1) / apart * shape.banks * held.tile_bytes;
-        if (s.resident_bytes + own <= options_.resident_bytes) {
+        const auto shelf = std::find_if(shelves_.begin(), shelves_.end(), [&](const Shelf& one) {
+            return !fixed && one.bytes == own && one.blocks + tiles <= apart;
+        });
+        if (shelf != shelves_.end()) {
+            held.resident = shelf->to;
+            held.first_block = narrow(shelf->blocks);
+            shelf->blocks += tiles;
+        } else if (s.resident_bytes + own <= options_.resident_bytes) {
             held.resident = s.resident_bytes;
             s.resident_bytes += own;
-            residents_.push_back(
-                {held.weights, held.resident, held.tile_bytes, narrow(tiles), narrow(shape.banks), narrow(apart)});
+            if (tiles < apart) shelves_.push_back({held.resident, own, tiles});
+        } else {
+            return held;
         }
+        residents_.push_back({held.weights, held.resident, held.tile_bytes, narrow(tiles), narrow(shape.banks),
+                              narrow(apart), held.first_block});
         return held;
     }
 
@@ -405,7 +554,7 @@ class Assembler {
         }
     }
 
-    void command(const Instruction& i) {
+    void command(const Instruction& i, const Beside& beside) {
         Command c;
         c.op = op_of(i.op);
         c.place = i.place;
@@ -424,6 +573,8 @@ class Assembler {
         c.cell = operand(i.cell);
         c.cell_out = operand(i.cell_out);
         c.log_prob = operand(i.log_prob);
+        c.mirror = operand(beside.mirror);
+        c.fresh = operand(beside.fresh);
         c.index = index(i.index);
         c.position = index(i.position);
         c.bias = table(i.bias);
@@ -440,7 +591,7 @@ class Assembler {
         c.first = static_cast<float>(i.first);
         c.eps = static_cast<float>(i.eps);
         if (c.op == Op::kMatrix) {
-            matrix(i, c);
+            matrix(i, beside, c);
         } else if (i.weight >= 0) {
             c.weight = table(i.weight);
         }
@@ -455,7 +606,7 @@ class Assembler {
             to_.stretch.most_slots = std::max(to_.stretch.most_slots, c.slots);
         }
         if (c.op == Op::kDraw) law(i, c);
-        share(i, c);
+        share(i, beside, c);
         commands_.push_back(c);
         ++entries_.back().commands;
         ++to_.tally.commands;
@@ -475,39 +626,66 @@ class Assembler {
         s.most_components = std::max(s.most_components, narrow(i.head.components));
     }
 
-    // Whom the command waits for.
-    void share(const Instruction& i, Command& c) {
+    // Whom the command waits for, and whether an edge tells the others of it.
+    void share(const Instruction& i, const Beside& beside, Command& c) {
         if (c.op != Op::kMatrix) c.shared_out = is_shared_out(c, 0);
-        const Before now{cpu::accesses(i), c.shared_out};
-        for (const Before& one : since_team_) {
-            if (meets(one, now) == Meeting::kTeam) c.meeting = Meeting::kTeam;
+        std::vector<Before> now{{.accesses = cpu::accesses(i), .shared_out = c.shared_out && !c.own_copy}};
+        // Only the last command of a block writes a value, and none of the block reads that one.
+        std::erase_if(now[0].accesses.reads, [](const cpu::Access& one) { return one.ref.buffer == cpu::kValues; });
+        // What was fetched came before the block of commands began.
+        if (!beside.fetched.empty()) now[0].accesses.reads.erase(now[0].accesses.reads.begin());
+        if (beside.fresh) now[0].accesses.reads.push_back({.ref = *beside.fresh});
+        if (beside.mirror) {
+            now.push_back({.accesses = {.reads = {}, .writes = {{.ref = *beside.mirror}}}, .shared_out = true});
         }
-        if (c.meeting != Meeting::kTeam) {
-            for (const Before& one : since_block_) {
-                if (meets(one, now) == Meeting::kBlock) c.meeting = Meeting::kBlock;
+        std::set<int> edges;
+        for (const Before& one : before_) {
+            for (const Before& own : now) {
+                const Meeting needed = meets(one, own, edges);
+                if (needed != Meeting::kBlock || !one.block_met) c.meeting = std::max(c.meeting, needed);
             }
         }
-        if (c.meeting == Meeting::kTeam) since_team_.clear();
-        if (c.meeting != Meeting::kNobody) since_block_.clear();
+        for (const int edge : edges) wait_for(c, edge);
+        if (c.meeting == Meeting::kTeam) {
+            // Edges are waited for all the same: each of them has to be, once.
+            std::erase_if(before_, [](const Before& one) { return one.edge < 0 || one.waited; });
+        }
+        if (c.meeting != Meeting::kNobody) {
+            for (Before& one : before_) one.block_met = true;
+        }
         to_.tally.team_meetings += c.meeting == Meeting::kTeam;
         to_.tally.block_meetings += c.meeting == Meeting::kBlock;
-        since_block_.push_back(now);
-        since_team_.push_back(now);
+        Entry& block = entries_.back();
+        const bool sends = shares_copies() && c.op == Op::kMatrix && c.storage != Storage::kRows && c.shared_out &&
+                           !c.own_copy && c.out.space == kFastSpace && c.outputs <= kMostSent;
+        if (sends && block.edges < kMaxEdges) {
+            now[0].edge = c.edge = static_cast<std::int8_t>(block.edges++);
+            to_.stretch.edges = kMaxEdges;
+        }
+        before_.insert(before_.end(), now.begin(), now.end());
     }
 
+    // A command, or what it does in global memory beside, since the last meeting of the team.
     struct Before {
         Accesses accesses;
-        bool shared_out;
+        bool shared_out = false;
+        int edge = -1;
+        bool waited = false;     // for the edge
+        bool block_met = false;  // since
     };
 
-    Meeting meets(const Before& earlier, const Before& later) const {
+    // Adds the edge by which the earlier one's results come, where the later one needs them or takes their place.
+    Meeting meets(const Before& earlier, const Before& later, std::set<int>& edges) const {
         const Accesses wrote{.reads = {}, .writes = earlier.accesses.writes};
         const Accesses read{.reads = earlier.accesses.reads, .writes = {}};
         const Accesses reads{.reads = later.accesses.reads, .writes = {}};
         const Accesses writes{.reads = {}, .writes = later.accesses.writes};
         bool any = false;
         bool team = false;
-        if (cpu::depends(program_, wrote, reads)) {
+        const bool needs = cpu::depends(program_, wrote, reads);
+        const bool replaces = cpu::depends(program_, wrote, writes);
+        if ((needs || replaces) && earlier.edge >= 0 && !earlier.waited) edges.insert(earlier.edge);
+        if (needs && earlier.edge < 0) {
             any = true;
             team = team || earlier.shared_out;
         }
@@ -515,7 +693,7 @@ class Assembler {
             any = true;
             team = team || later.shared_out;
         }
-        if (cpu::depends(program_, wrote, writes)) {
+        if (replaces) {
             any = true;
             team = team || earlier.shared_out || later.shared_out;
         }
@@ -542,6 +720,9 @@ class Assembler {
         s.laws = put(laws_);
         s.residents = put(residents_);
         s.resident_count = narrow(static_cast<std::int64_t>(residents_.size()));
+        s.parts = put(parts_);
+        s.part_count = narrow(static_cast<std::int64_t>(parts_.size()));
+        s.fetches = put(fetches_);
         // The commands name weights by their distance from the beginning, known once everything before them is placed.
         s.commands = put(commands_);
         const auto begin = static_cast<std::int64_t>((to_.bytes.size() + 255) / 256 * 256);
@@ -557,7 +738,7 @@ class Assembler {
         to_.size = begin + weight_bytes_;
     }
 
-    const Program& program_;
+    Program program_;
     const AssemblyOptions& options_;
     Assembly& to_;
     std::vector<Entry> entries_;
@@ -568,17 +749,21 @@ class Assembler {
     std::vector<std::byte> weights_;
     std::int64_t weight_bytes_ = 0;
     std::map<int, std::int64_t> tables_;
-    std::map<std::tuple<int, std::int64_t, std::int64_t, bool>, Held> packed_;
-    std::vector<Before> since_block_;
-    std::vector<Before> since_team_;
+    std::map<std::tuple<int, std::int64_t, std::int64_t, bool, bool>, Held> packed_;
+    std::vector<Shelf> shelves_;
+    std::vector<Beside> beside_;
+    std::set<int> own_;           // buffers of which a block needs the numbers of its own tiles only
+    std::map<int, int> instead_;  // buffers whose place is another's
+    std::vector<Part> parts_;
+    std::vector<Fetch> fetches_;
+    std::vector<Before> before_;
 };
 
 }  // namespace
 
 Assembly::Assembly(Program given, const AssemblyOptions& options) {
     const std::size_t own = given.buffers.size();
-    const Program program = with_inputs_activated(std::move(given));
-    Assembler(program, options, *this).run();
+    Assembler(with_inputs_activated(std::move(given)), options, *this).run();
     buffers.resize(own);
 }
 

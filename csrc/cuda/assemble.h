@@ -16,6 +16,8 @@ struct AssemblyOptions {
     Precision precision = Precision::kFloat32;
     std::int64_t fast_numbers = 0;    // of a row, that may lie in shared memory
     std::int64_t resident_bytes = 0;  // of matrices, that a block may keep in shared memory
+    std::int64_t local_bytes = 0;     // of a matrix that every block of a cluster multiplies for itself
+    bool caches_far = false;          // rings and caches lie in global memory, so that matrices have their room
     std::int64_t blocks = 1;          // of a team
     bool contents = true;             // false: all but the weights themselves, to see what fits
 };
@@ -25,6 +27,9 @@ struct Tally {
     std::int64_t commands = 0;
     std::int64_t block_meetings = 0;
     std::int64_t team_meetings = 0;
+    std::int64_t edges = 0;           // waited for
+    std::int64_t fetches = 0;         // taps that are fetched beforehand
+    std::int64_t streams = 0;         // commands whose matrices do not lie in shared memory
     std::int64_t weight_bytes = 0;    // read by a block
     std::int64_t resident_bytes = 0;  // of these, from shared memory
 };

@@ -99,6 +99,9 @@ constexpr int outputs_of_tile(Storage storage) {
     return storage == Storage::kRows ? 1 : storage == Storage::kFloat32 ? 8 : 16;
 }
 
+// Of a block of commands: a bit each of Command::waits.
+constexpr int kMaxEdges = 64;
+
 // Who has to have come to this point before a command may begin.
 enum class Meeting : std::uint8_t { kNobody, kBlock, kTeam };
 
@@ -122,9 +125,16 @@ struct Command {
     CellKind cell_kind = CellKind::kTanh;
     Elementwise elementwise = Elementwise::kUnary;
     std::int32_t place = 0;  // of the instruction in the program
+    // Shared out, and yet each block writes its own copy alone: whoever reads it reads the numbers of its own tiles.
+    bool own_copy = false;
+    // Edges of the block of commands: that by which the results reach the others, and those to wait for.
+    std::int8_t edge = -1;
+    std::uint64_t waits = 0;
 
     // `source` is also a, query, input_gates and params; `other` is b and hidden_gates.
     Operand out, source, add, other, hidden, cell, cell_out, log_prob, keys, values;
+    Operand mirror;              // in global memory, where later positions read what `out` keeps at hand for this one
+    Operand fresh;               // the source of the last tap, where that is such a copy at hand
     std::int16_t index = -1;     // also bank, row, base, newest, and of spans
     std::int16_t position = -1;  // addresses that hold indices
     std::int16_t tap = -1;       // the first of `taps` addresses, where the source is read through taps
@@ -136,7 +146,8 @@ struct Command {
     std::int64_t spans = -1;
     std::int64_t reach = -1;
     std::int64_t bank_bytes = 0;
-    std::int64_t resident = -1;  // where its tiles lie in the block's shared memory, behind the fast space
+    std::int32_t first_block = 0;  // that which has the first tile
+    std::int64_t resident = -1;    // where its tiles lie in the block's shared memory, behind the fast space
     std::int32_t tile_bytes = 0;
     std::int32_t parts = 1;  // of a tile's inputs, each summed by a warp
     std::int32_t outputs = 0;
@@ -172,11 +183,14 @@ struct Entry {
     std::int32_t commands = 0;
     std::int32_t address = 0;
     std::int32_t addresses = 0;
+    std::int32_t edges = 0;
+    std::int32_t fetch = 0;  // the first of `fetches`
+    std::int32_t fetches = 0;
     std::int32_t completes = 0;  // a position
 };
 
-// A matrix whose tiles are in shared memory throughout a launch: all of them, or in block r of a team those whose
-// number is r more than a multiple of `apart`.
+// A matrix whose tiles are in shared memory throughout a launch: all of them, or in the block that comes r after
+// `first_block` in the team those whose number is r more than a multiple of `apart`.
 struct Resident {
     std::int64_t from;  // in the stretch
     std::int64_t to;    // in the shared memory behind the fast space
@@ -184,6 +198,21 @@ struct Resident {
     std::int32_t tiles;  // of a bank
     std::int32_t banks;
     std::int32_t apart;
+    std::int32_t first_block;
+};
+
+// What each block fetches from global memory before the meeting that begins a block of commands.
+struct Fetch {
+    std::int32_t address;  // within the block of commands; in the slow space
+    std::int32_t to;       // in the fast space
+    std::int32_t width;    // a multiple of 4
+};
+
+// Numbers of the fast space of which each block holds those of its own tiles only.
+struct Part {
+    std::int32_t base;
+    std::int32_t width;
+    std::int32_t tile_outputs;
 };
 
 // The stretch: where each kind of struct begins, in bytes.
@@ -193,8 +222,12 @@ struct Stretch {
     std::int64_t addresses;
     std::int64_t laws;
     std::int64_t residents;
+    std::int64_t parts;
+    std::int64_t fetches;
     std::int64_t resident_bytes;
     std::int32_t resident_count;
+    std::int32_t part_count;
+    std::int32_t edges;  // 0 or kMaxEdges
     std::int32_t entry_count;
     std::int32_t most_addresses;  // of a block
     std::int32_t most_slots;      // of an attention
@@ -203,7 +236,9 @@ struct Stretch {
     std::int32_t most_parts;  // of a matrix's tile
 };
 
-enum class FailureKind : std::int32_t { kNone, kNotANumber, kNoSupport, kNotGiven, kNotFinite, kStuck };
+// Whoever cancels a run fails its position behind everything else that may fail there.
+enum class FailureKind : std::int32_t { kNone, kNotANumber, kNoSupport, kNotGiven, kNotFinite, kStuck, kCancelled };
+constexpr std::int32_t kLastPlace = 0xffffff;
 
 // Of a team of blocks, between launches.
 struct Progress {

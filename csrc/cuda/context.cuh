@@ -26,6 +26,7 @@ struct Context {
     const Team& team;
     Spaces* spaces;
     const std::int32_t* addresses;  // of the block of commands that runs
+    unsigned edges_before;          // edges that the blocks of commands before it had, in this launch
     int rows;
     std::int64_t first_row;
     int done;
@@ -38,24 +39,32 @@ struct Context {
         Crew all = block_crew();
         if (c.shared_out) {
             // Neighbouring numbers in different blocks, so that few tiles keep many of them busy.
-            all.warp = all.warp * team.size + team.rank;
+            all.warp = all.warp * team.size + block(c);
             all.warps *= team.size;
         }
         return all;
     }
 
-    // Blocks that share a command, and the number of this one.
+    // Blocks that share a command, and the number of this one among them.
     FASTAR_DEVICE int blocks(const Command& c) const { return c.shared_out ? team.size : 1; }
-    FASTAR_DEVICE int block(const Command& c) const { return c.shared_out ? team.rank : 0; }
+    FASTAR_DEVICE int block(const Command& c) const {
+        if (!c.shared_out) return 0;
+        const int after = team.rank - c.first_block;
+        return after < 0 ? after + team.size : after;
+    }
 
     FASTAR_DEVICE int index(std::int16_t address) const { return addresses[address]; }
     FASTAR_DEVICE float* row(const Operand& o, int r) const {
         return spaces->base[o.space] + r * spaces->stride[o.space] + addresses[o.address];
     }
-    // The source through a tap, of row 0; null where that is outside.
-    FASTAR_DEVICE const float* tap(const Command& c, int number) const {
-        const std::int32_t at = addresses[c.taps == 0 ? c.source.address : c.tap + number];
-        return at < 0 ? nullptr : spaces->base[c.source.space] + at;
+    struct Source {
+        const float* at;  // of row 0; null where the tap is outside
+        std::int64_t stride;
+    };
+    FASTAR_DEVICE Source source(const Command& c, int tap) const {
+        if (c.fresh.present() && tap == c.taps - 1) return {row(c.fresh, 0), stride(c.fresh)};
+        const std::int32_t at = addresses[c.taps == 0 ? c.source.address : c.tap + tap];
+        return {at < 0 ? nullptr : spaces->base[c.source.space] + at, stride(c.source)};
     }
     FASTAR_DEVICE std::int64_t stride(const Operand& o) const { return spaces->stride[o.space]; }
 
@@ -64,20 +73,37 @@ struct Context {
         return reinterpret_cast<const T*>(run.stretch + offset);
     }
 
+    // The place that counts what is sent along an edge, and how often it was done before.
+    FASTAR_DEVICE Edge* edge(int number) const {
+        return reinterpret_cast<Edge*>(shared_memory() + layout.edges) + (edges_before + number) % kMaxEdges;
+    }
+    FASTAR_DEVICE unsigned times(int number) const { return (edges_before + number) / kMaxEdges; }
+
     // How many copies of an operand a command writes, and a number into one of them.
     FASTAR_DEVICE int copies(const Command& c, const Operand& o) const {
-        return c.shared_out && o.space == kFastSpace ? team.size : 1;
+        return c.shared_out && !c.own_copy && o.space == kFastSpace ? team.size : 1;
     }
-    FASTAR_DEVICE void put_copy(float* own, int copies, int number, float value) const {
-        if (copies > 1) {
-            put_in_block(own, static_cast<unsigned>(number), value);
-        } else {
+    FASTAR_DEVICE void put_copy(const Command& c, float* own, int copies, int number, float value) const {
+        if (copies == 1) {
             *own = value;
+        } else if (c.edge >= 0) {
+            send(own, static_cast<unsigned>(number), value, edge(c.edge));
+        } else {
+            put_in_block(own, static_cast<unsigned>(number), value);
         }
     }
     FASTAR_DEVICE void put(const Command& c, const Operand& o, float* at, float value) const {
         const int all = copies(c, o);
-        for (int i = 0; i < all; ++i) put_copy(at, all, i, value);
+        for (int i = 0; i < all; ++i) put_copy(c, at, all, i, value);
+    }
+    // What every block computes for itself one of them mirrors.
+    FASTAR_DEVICE bool mirrors(const Command& c) const {
+        return c.mirror.present() && (c.shared_out || team.rank == 0);
+    }
+    // Number `o` of the result of row r.
+    FASTAR_DEVICE void keep(const Command& c, int r, int o, float value) const {
+        put(c, c.out, row(c.out, r) + o, value);
+        if (mirrors(c)) row(c.mirror, r)[o] = value;
     }
 
     FASTAR_DEVICE double* values(int r, int position) const {

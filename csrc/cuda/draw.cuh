@@ -53,7 +53,12 @@ struct Drawing {
         const Run& run = x.run;
         double* to = x.values(r, x.done);
         for (int v = 0; v < run.channels; ++v) to[v] = value[v];
+        if (run.handed != nullptr) hand_over(value);
         if (run.stop >= 0 && value[0] == static_cast<double>(run.stop)) x.length(r) = x.done + 1;
+    }
+    FASTAR_DEVICE void hand_over(const double* value) const {
+        double* to = x.run.handed + (row() * x.run.length + x.done) * x.run.channels;
+        for (int v = 0; v < x.run.channels; ++v) to[v] = value[v];
     }
     // By one thread: the sums are the block's that always draws for this row.
     FASTAR_DEVICE void keep(const double* value, double log_prob, bool was_known) const {

@@ -64,6 +64,7 @@ class Interpreter {
             ++cursor_.entry;
         }
         team_.meet();
+        if (run_.where.part_count > 0) gather_parts();
         finish();
     }
 
@@ -96,10 +97,15 @@ class Interpreter {
         const Progress& progress = run_.progress[team_.number];
         cursor_.entry = progress.entry;
         cursor_.done = progress.done;
+        report_at_ = progress.done;
         for (int i = 0; i < kMaxVariables; ++i) cursor_.variables[i] = progress.variables[i];
         const auto thread = static_cast<int>(thread_index());
         const auto threads = static_cast<int>(thread_count());
         if (thread == 0 && run_.schedule != Schedule::kGrid) *team_.failure = kNoFailure;
+        for (int i = thread; i < run_.where.edges; i += threads) {
+            edge_begin(reinterpret_cast<Edge*>(shared_memory() + layout_.edges) + i);
+        }
+        edges_begun();
         for (int s = thread; s < kSpaces; s += threads) {
             float* base = fast();
             std::int64_t stride = run_.fast_stride;
@@ -133,7 +139,7 @@ class Interpreter {
             const int pieces = m.tile_bytes / 16;
             std::byte* to = shared_memory() + layout_.resident + m.to;
             for (int slot = 0; slot < own * m.banks; ++slot) {
-                const int tile = slot % own * m.apart + team_.rank % m.apart;
+                const int tile = slot % own * m.apart + (team_.rank + m.apart - m.first_block) % m.apart;
                 if (tile >= m.tiles) continue;
                 const std::int64_t number = static_cast<std::int64_t>(slot / own) * m.tiles + tile;
                 const std::byte* from = run_.stretch + m.from + number * m.tile_bytes;
@@ -147,6 +153,22 @@ class Interpreter {
     }
 
     FASTAR_DEVICE float* saved(int r) const { return exchanged(run_.arena) + (first_row_ + r) * run_.arena_stride; }
+
+    // Into the first block's copy what each block holds for itself.
+    FASTAR_DEVICE void gather_parts() {
+        const Part* all = reinterpret_cast<const Part*>(run_.stretch + run_.where.parts);
+        for (int i = 0; i < run_.where.part_count; ++i) {
+            const Part& part = all[i];
+            for (int k = static_cast<int>(thread_index()); k < rows_ * part.width;
+                 k += static_cast<int>(thread_count())) {
+                const int o = k % part.width;
+                if (o / part.tile_outputs % team_.size != team_.rank) continue;
+                float* own = fast() + k / part.width * run_.fast_stride + part.base + o;
+                put_in_block(own, 0, *own);
+            }
+        }
+        team_.meet();
+    }
 
     // What the next launch goes on from.
     FASTAR_DEVICE void finish() {
@@ -168,7 +190,11 @@ class Interpreter {
         progress.done = cursor_.done;
         for (int i = 0; i < kMaxVariables; ++i) progress.variables[i] = cursor_.variables[i];
         const unsigned long long word = *team_.failure;
-        if (word != kNoFailure) {
+        if ((word & 15) == static_cast<unsigned long long>(FailureKind::kCancelled)) {
+            *team_.failure = kNoFailure;
+        } else if (word == kNoFailure) {
+            tell_host(run_.reached + team_.number, kAllReached);
+        } else {
             progress.failure = static_cast<FailureKind>(word & 15);
             progress.failed_row = static_cast<std::int32_t>(first_row_) + static_cast<std::int32_t>(word >> 4 & 15);
             progress.failed_place = static_cast<std::int32_t>(word >> 8 & 0xffffff);
@@ -201,6 +227,36 @@ class Interpreter {
         }
     }
 
+    // After a meeting, so all that came before is complete. A cancelled run ends at the meeting where every thread sees
+    // that its position has failed.
+    FASTAR_DEVICE void report(const Context& x) {
+        report_at_ = cursor_.done + run_.report_every;
+        if (thread_index() != 0 || team_.rank != 0) return;
+        tell_host(run_.reached + team_.number, cursor_.done);
+        if (ask_host(run_.cancel) != 0) x.fail(FailureKind::kCancelled, kLastPlace, 0);
+    }
+
+    // Asks for what earlier positions left in global memory, while other blocks may still draw this one's value.
+    FASTAR_DEVICE void fetch(const Entry& entry, const std::int32_t* found) {
+        // The addresses; and this block has read what was fetched before.
+        barrier();
+        constexpr int kPiece = 4;
+        const Fetch* all = reinterpret_cast<const Fetch*>(run_.stretch + run_.where.fetches) + entry.fetch;
+        const auto thread = static_cast<int>(thread_index());
+        const int warps = static_cast<int>(thread_count()) / kLanes;
+        const Spaces& from = *spaces();
+        for (int i = thread / kLanes; i < entry.fetches; i += warps) {
+            const int address = found[all[i].address];
+            const int pieces = all[i].width / kPiece;
+            for (int k = thread % kLanes; k < rows_ * pieces && address >= 0; k += kLanes) {
+                const int at = k % pieces * kPiece;
+                copy_async(fast() + k / pieces * run_.fast_stride + all[i].to + at,
+                           from.base[kSlowSpace] + k / pieces * from.stride[kSlowSpace] + address + at);
+            }
+        }
+        copy_commit();
+    }
+
     // False where every row has ended, or a draw before this block has failed.
     FASTAR_DEVICE bool run_block(const Entry& entry) {
         std::int32_t* found = reinterpret_cast<std::int32_t*>(shared_memory() + layout_.addresses);
@@ -211,20 +267,32 @@ class Interpreter {
         for (int i = static_cast<int>(thread_index()); i < entry.addresses; i += static_cast<int>(thread_count())) {
             found[i] = addresses[i].find(cursor_.variables);
         }
+        if (entry.fetches > 0) fetch(entry, found);
         // The last block's results and this one's addresses.
         if (!team_.meet()) return false;
+        if (entry.fetches > 0) {
+            copy_wait<0>();
+            barrier();
+        }
         if (static_cast<std::int64_t>(*team_.failure >> 32) < cursor_.done || ended()) return false;
-        const Context x{run_, layout_, team_, spaces(), found, rows_, first_row_, cursor_.done};
+        const Context x{run_, layout_, team_, spaces(), found, edges_, rows_, first_row_, cursor_.done};
+        if (cursor_.done >= report_at_) report(x);
         const Command* commands = reinterpret_cast<const Command*>(run_.stretch + run_.where.commands) + entry.command;
         for (int i = 0; i < entry.commands; ++i) {
             const Command& c = commands[i];
+            for (std::uint64_t left = c.waits; left != 0; left &= left - 1) {
+                const int edge = lowest_bit(left);
+                edge_wait(x.edge(edge), x.times(edge));
+            }
             if (c.meeting == Meeting::kBlock) barrier();
             if (c.meeting == Meeting::kTeam) {
                 if (team_.size > 1) fetch_ahead(x, c);
                 if (!team_.meet()) return false;
             }
+            if (c.edge >= 0 && thread_index() == 0) edge_expect(x.edge(c.edge), 4u * rows_ * c.outputs);
             run_command(x, c);
         }
+        edges_ += entry.edges;
         cursor_.done += entry.completes;
         return true;
     }
@@ -233,8 +301,10 @@ class Interpreter {
     const SharedLayout& layout_;
     Team team_;
     Cursor cursor_;
+    std::int32_t report_at_;
     std::int64_t first_row_;
     int rows_;
+    unsigned edges_ = 0;
     bool turn_ = false;
 };
 

@@ -20,7 +20,6 @@ struct MatrixOperands {
     int inputs;  // of a tap, that count
     int taps;
     int apart;  // tiles that follow one another in memory are so many apart
-    std::int64_t stride;
 
     // A tile's weights: of those in shared memory this block has every `apart`-th.
     template <typename T>
@@ -35,8 +34,7 @@ struct MatrixOperands {
           outputs{0, c.outputs},
           inputs(c.inputs),
           taps(c.taps == 0 ? 1 : c.taps),
-          apart(c.resident < 0 ? 1 : x.blocks(c)),
-          stride(x.stride(c.source)) {
+          apart(c.resident < 0 ? 1 : x.blocks(c)) {
         std::int64_t bank = 0;
         if (c.spans >= 0) {
             const int i = x.index(c.index);
@@ -78,18 +76,18 @@ FASTAR_DEVICE void multiply_rows(const Context& x, const Command& c) {
             reinterpret_cast<const float*>(m.weights) + static_cast<std::int64_t>(output) * m.taps * c.inputs;
         float sum = 0.0f;
         for (int t = 0; t < m.taps; ++t) {
-            const float* source = x.tap(c, t);
+            const auto [source, stride] = x.source(c, t);
             if (source == nullptr) continue;
-            source += r * m.stride;
             for (int k = crew.lane; k < m.inputs; k += kLanes) {
-                sum += weights[t * c.inputs + k] * apply(c.input_function, source[k]);
+                sum += weights[t * c.inputs + k] * apply(c.input_function, source[r * stride + k]);
             }
         }
         sum = warp_sum(sum);
         const float y = finish(x, c, m, output, r, sum);
         // Where `add` lies under `out`, every lane has read it before the first writes.
         warp_barrier();
-        for (int i = crew.lane; i < copies; i += kLanes) x.put_copy(x.row(c.out, r) + output, copies, i, y);
+        for (int i = crew.lane; i < copies; i += kLanes) x.put_copy(c, x.row(c.out, r) + output, copies, i, y);
+        if (crew.lane == 0 && x.mirrors(c)) x.row(c.mirror, r)[output] = y;
     }
 }
 
@@ -168,9 +166,9 @@ FASTAR_DEVICE void multiply_tiles(const Context& x, const Command& c) {
         const Float4* weights = m.tile<Float4>(c, tile) + lane;
         const Steps share(m.taps * steps, part, c.parts);
         for (int t = 0; t < m.taps; ++t) {
-            const float* source = x.tap(c, t);
+            const auto [source, stride] = x.source(c, t);
             if (source == nullptr) continue;
-            const bool aligned = reinterpret_cast<std::uintptr_t>(source) % 16 == 0 && m.stride % 4 == 0;
+            const bool aligned = reinterpret_cast<std::uintptr_t>(source) % 16 == 0 && stride % 4 == 0;
             const Outputs range = share.of_tap(t, steps);
 #pragma unroll kAhead
             for (int s = range.begin; s < range.end; ++s) {
@@ -180,7 +178,7 @@ FASTAR_DEVICE void multiply_tiles(const Context& x, const Command& c) {
                 for (int r = 0; r < kRows; ++r) {
                     // Rows that are not there repeat the last one.
                     const int row = r < x.rows ? r : x.rows - 1;
-                    const Float4 v = load_inputs(source + row * m.stride + k, c.inputs - k, aligned);
+                    const Float4 v = load_inputs(source + row * stride + k, c.inputs - k, aligned);
                     for (int i = 0; i < 4; ++i) sums[r] += w.at[i] * v.at[i];
                 }
             }
@@ -199,7 +197,7 @@ FASTAR_DEVICE void multiply_tiles(const Context& x, const Command& c) {
 #pragma unroll
             for (int r = 0; r < kRows; ++r) {
                 if (r >= x.rows || quarter != r % 4 || !inside) continue;
-                x.row(c.out, r)[output] = finish(x, c, m, output, r, sums[r]);
+                x.keep(c, r, output, finish(x, c, m, output, r, sums[r]));
             }
             return;
         }
@@ -212,7 +210,8 @@ FASTAR_DEVICE void multiply_tiles(const Context& x, const Command& c) {
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
             if (r >= x.rows || !inside) continue;
-            for (int i = quarter; i < copies; i += 4) x.put_copy(x.row(c.out, r) + output, copies, i, sums[r]);
+            for (int i = quarter; i < copies; i += 4) x.put_copy(c, x.row(c.out, r) + output, copies, i, sums[r]);
+            if (quarter == 0 && x.mirrors(c)) x.row(c.mirror, r)[output] = sums[r];
         }
     };
     by_parts<kRows>(x, c, sum, keep);
@@ -256,9 +255,9 @@ FASTAR_DEVICE void multiply_fragments(const Context& x, const Command& c) {
         const std::byte* weights = m.tile<std::byte>(c, tile);
         const Steps share(m.taps * steps, part, c.parts);
         for (int t = 0; t < m.taps; ++t) {
-            const float* source = x.tap(c, t);
+            const auto [source, stride] = x.source(c, t);
             if (source == nullptr) continue;
-            const float* own = source + row * m.stride + pair;
+            const float* own = source + row * stride + pair;
             const Outputs range = share.of_tap(t, steps);
 #pragma unroll 4
             for (int s = range.begin; s < range.end; ++s) {
@@ -284,8 +283,20 @@ FASTAR_DEVICE void multiply_fragments(const Context& x, const Command& c) {
             const int output = tile * 16 + lane / 4 + i / 2 * 8;
             const int r = pair + i % 2;
             if (output >= c.outputs || r >= x.rows) continue;
-            const float y = finish(x, c, m, output, r, sums[i]);
-            for (int n = 0; n < copies; ++n) x.put_copy(x.row(c.out, r) + output, copies, n, y);
+            sums[i] = finish(x, c, m, output, r, sums[i]);
+            if (copies == 1) x.keep(c, r, output, sums[i]);
+        }
+        if (copies == 1) return;
+        // Few lanes hold a row; the four of an output share the writing.
+#pragma unroll
+        for (int i = 0; i < 2 * kMaxRows; ++i) {
+            const int r = i / 2;
+            if (r >= x.rows) break;
+            const int output = tile * 16 + lane / 4 + i % 2 * 8;
+            const float y = shuffle(sums[i % 2 * 2 + r % 2], lane / 4 * 4 + r / 2);
+            if (output >= c.outputs) continue;
+            for (int n = lane % 4; n < copies; n += 4) x.put_copy(c, x.row(c.out, r) + output, copies, n, y);
+            if (lane % 4 == 0 && x.mirrors(c)) x.row(c.mirror, r)[output] = y;
         }
     };
     by_parts<4>(x, c, sum, keep);

@@ -21,7 +21,7 @@ FASTAR_DEVICE void run_gather(const Context& x, const Command& c) {
         if (c.position >= 0 && position >= 0) symbol = static_cast<std::int64_t>(x.values(r, position)[c.channel]);
         float y = symbol < 0 ? 0.0f : table[(base + symbol) * width + o];
         if (c.add.present()) y += x.row(c.add, r)[o];
-        x.put(c, c.out, x.row(c.out, r) + o, y);
+        x.keep(c, r, o, y);
     }
 }
 
@@ -35,8 +35,7 @@ FASTAR_DEVICE void run_accumulate(const Context& x, const Command& c) {
         const int r = i / width;
         const int o = i % width;
         const auto factor = static_cast<float>(c.scale * x.values(r, position)[c.channel] + c.shift);
-        float* y = x.row(c.out, r) + o;
-        x.put(c, c.out, y, *y + factor * table[o]);
+        x.keep(c, r, o, x.row(c.out, r)[o] + factor * table[o]);
     }
 }
 
@@ -49,7 +48,7 @@ FASTAR_DEVICE void run_gate(const Context& x, const Command& c) {
         const float a = x.row(c.source, r)[o];
         const float b = x.row(c.other, r)[o];
         const float open = c.gate == GateFunction::kSilu ? b * sigmoid(b) : sigmoid(b);
-        x.put(c, c.out, x.row(c.out, r) + o, (c.gate == GateFunction::kTanh ? tanhf(a) : a) * open);
+        x.keep(c, r, o, (c.gate == GateFunction::kTanh ? tanhf(a) : a) * open);
     }
 }
 
@@ -66,7 +65,6 @@ FASTAR_DEVICE void run_elementwise(const Context& x, const Command& c) {
         const int r = i / width;
         const int o = begin + i % width;
         const float a = x.row(c.source, r)[o];
-        float* out = x.row(c.out, r) + o;
         float y = 0.0f;
         switch (c.elementwise) {
             case Elementwise::kUnary:
@@ -78,7 +76,7 @@ FASTAR_DEVICE void run_elementwise(const Context& x, const Command& c) {
                 break;
             case Elementwise::kConcatElu:
                 y = apply(Function::kElu, c.scale * a + c.shift);
-                x.put(c, c.out, out + c.source.width, apply(Function::kElu, -c.scale * a - c.shift));
+                x.keep(c, r, c.source.width + o, apply(Function::kElu, -c.scale * a - c.shift));
                 break;
             case Elementwise::kAdd:
                 y = c.scale * a + x.row(c.other, r)[o];
@@ -87,7 +85,7 @@ FASTAR_DEVICE void run_elementwise(const Context& x, const Command& c) {
                 y = c.scale * a * x.row(c.other, r)[o];
                 break;
         }
-        x.put(c, c.out, out, y);
+        x.keep(c, r, o, y);
     }
 }
 
@@ -110,7 +108,7 @@ FASTAR_DEVICE void run_norm(const Context& x, const Command& c) {
             float y = (source[i] - mean) * scale;
             if (weight) y *= weight[i];
             if (bias) y += bias[i];
-            x.put(c, c.out, x.row(c.out, r) + i, y);
+            x.keep(c, r, i, y);
         }
     }
 }
@@ -137,7 +135,7 @@ FASTAR_DEVICE void run_cell(const Context& x, const Command& c) {
             h = sigmoid(gate(3)) * tanhf(cell);
             x.put(c, c.cell_out, x.row(c.cell_out, r) + o, cell);
         }
-        x.put(c, c.out, x.row(c.out, r) + o, h);
+        x.keep(c, r, o, h);
     }
 }
 
@@ -149,7 +147,7 @@ FASTAR_DEVICE void run_store(const Context& x, const Command& c) {
         const int r = i / width;
         const int v = i % width;
         const float y = position < 0 ? c.first : static_cast<float>(c.scale * x.values(r, position)[v] + c.shift);
-        x.put(c, c.out, x.row(c.out, r) + v, y);
+        x.keep(c, r, v, y);
     }
 }
 

@@ -53,10 +53,20 @@ struct Run {
     const double* low;            // [rows or 1, length, channels] or null
     const double* high;
     const double* uniforms;  // [rows, length, draws] or null
+    // Of the host's memory, for what goes on while the kernel runs. Every so many positions a team says how many are
+    // complete, and asks whether the rest is still wanted.
+    std::int32_t report_every;
+    std::int32_t* reached;       // [teams]; kAllReached when a team has ended
+    const std::int32_t* cancel;  // not 0: end after the position under way
+    double* handed;              // a copy of the values, or null
 };
+
+constexpr std::int32_t kAllReached = 0x7fffffff;
 
 // Of a block. More would leave a thread fewer registers than the kernel has a use for.
 constexpr std::int32_t kMostThreads = 384;
+// The largest cluster that any card has.
+constexpr std::uint32_t kLargestCluster = 16;
 // A choice among at most so many levels is made by a warp, among more by a block.
 constexpr std::int32_t kWarpLevels = 1024;
 // Into how many stretches the levels are cut whose sums are taken apart: by a block, and by a warp.
@@ -74,6 +84,7 @@ struct Spaces {
 struct SharedLayout {
     std::int64_t spaces = 16;  // behind the word of the earliest failure
     std::int64_t sums;         // doubles [rows, 2]: log-probability, log-weight
+    std::int64_t edges;        // [where.edges]
     std::int64_t addresses;    // two sets: that of a block of commands is found while slow threads still read the last
     std::int64_t choice;       // doubles, of a warp or of the block
     std::int64_t mixture;      // doubles [rows, 2 components]
@@ -85,7 +96,8 @@ struct SharedLayout {
 
     constexpr SharedLayout(const Stretch& where, std::int32_t rows, std::int32_t threads, std::int64_t fast_stride) {
         sums = spaces + static_cast<std::int64_t>(sizeof(Spaces));
-        addresses = sums + 16 * rows;
+        edges = sums + 16 * rows;
+        addresses = edges + static_cast<std::int64_t>(sizeof(std::uint64_t)) * where.edges;
         choice = aligned(addresses + 8 * where.most_addresses);
         const std::int64_t warps = threads / 32;
         mixture = choice + 8 * (where.most_levels > kWarpLevels ? kBlockSegments : kWarpSegments * warps);
@@ -105,6 +117,46 @@ struct SharedLayout {
 // Numbers between the rows of the fast space: lanes that read eight rows at once then meet all banks.
 constexpr std::int64_t stride_of(std::int64_t fast) {
     return (fast + 23) / 32 * 32 + 8;
+}
+
+// Uniform numbers [rows, positions, draws] of rows row_offset .. row_offset + rows - 1.
+struct Uniforms {
+    double* out;
+    std::uint64_t seed;
+    std::uint64_t row_offset;
+    std::int64_t rows;
+    std::int64_t positions;
+    std::int64_t draws;
+    std::int32_t continuous;
+};
+
+constexpr std::int32_t kUniformThreads = 256;
+
+// The shape of a launch.
+struct Launch {
+    std::uint32_t blocks = 0;
+    std::uint32_t threads = 0;
+    std::uint32_t shared = 0;  // bytes of a block
+    std::uint32_t cluster = 1;
+    bool together = false;  // all blocks at once, or a refusal
+};
+
+constexpr Launch launch_of(const Run& run) {
+    const SharedLayout layout(run.where, run.rows_per_team, run.threads, run.fast_stride);
+    const auto teams = static_cast<std::uint32_t>((run.rows + run.rows_per_team - 1) / run.rows_per_team);
+    const auto blocks = static_cast<std::uint32_t>(run.blocks_per_team);
+    return {.blocks = teams * blocks,
+            .threads = static_cast<std::uint32_t>(run.threads),
+            .shared = static_cast<std::uint32_t>(layout.bytes),
+            .cluster = run.schedule == Schedule::kCluster ? blocks : 1,
+            .together = run.schedule == Schedule::kGrid};
+}
+
+constexpr Launch launch_of(const Uniforms& u) {
+    // What is beyond the widest grid goes round the kernel's own loop.
+    const std::int64_t blocks = (u.rows * u.positions * u.draws + kUniformThreads - 1) / kUniformThreads;
+    constexpr std::int64_t kMost = 1 << 20;
+    return {.blocks = static_cast<std::uint32_t>(blocks < kMost ? blocks : kMost), .threads = kUniformThreads};
 }
 
 }  // namespace fastar::cuda

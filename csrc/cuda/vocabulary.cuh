@@ -11,7 +11,10 @@
 
 #else
 
+// NVRTC knows the intrinsics without it.
+#ifndef __CUDACC_RTC__
 #include <cuda_runtime.h>
+#endif
 
 #include <cstddef>
 #include <cstdint>
@@ -131,6 +134,67 @@ FASTAR_DEVICE void cluster_wait() {
 #endif
 }
 
+// An edge between blocks of a cluster: a place in each one's shared memory that counts the bytes that others send it.
+// It is done, and begins anew, once one thread of its block has said how many it expects and all of them have landed.
+// Cards before sm_90 have none.
+using Edge = std::uint64_t;
+FASTAR_DEVICE void edge_begin([[maybe_unused]] Edge* edge) {
+#if __CUDA_ARCH__ >= 900
+    const auto at = static_cast<unsigned>(__cvta_generic_to_shared(edge));
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(at) : "memory");
+#endif
+}
+// Between the beginnings and a meeting of the cluster behind which others may send.
+FASTAR_DEVICE void edges_begun() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+FASTAR_DEVICE void edge_expect([[maybe_unused]] Edge* edge, [[maybe_unused]] unsigned bytes) {
+#if __CUDA_ARCH__ >= 900
+    const auto at = static_cast<unsigned>(__cvta_generic_to_shared(edge));
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+#endif
+}
+// A number for the same place in the shared memory of another block (or of this one), counted by that block's edge.
+FASTAR_DEVICE void send([[maybe_unused]] float* shared, [[maybe_unused]] unsigned rank, [[maybe_unused]] float value,
+                        [[maybe_unused]] Edge* edge) {
+#if __CUDA_ARCH__ >= 900
+    unsigned to;
+    unsigned counted;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;"
+        : "=r"(to)
+        : "r"(static_cast<unsigned>(__cvta_generic_to_shared(shared))), "r"(rank));
+    asm("mapa.shared::cluster.u32 %0, %1, %2;"
+        : "=r"(counted)
+        : "r"(static_cast<unsigned>(__cvta_generic_to_shared(edge))), "r"(rank));
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
+                 "r"(__float_as_uint(value)), "r"(counted)
+                 : "memory");
+#endif
+}
+// Until this block's edge, which was done at least `times` times, has been done once more; what was sent is seen then.
+FASTAR_DEVICE void edge_wait([[maybe_unused]] Edge* edge, [[maybe_unused]] unsigned times) {
+#if __CUDA_ARCH__ >= 900
+    const auto at = static_cast<unsigned>(__cvta_generic_to_shared(edge));
+    unsigned done = 0;
+    while (done == 0) {
+        asm volatile(
+            "{\n.reg .pred p;\n"
+            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+            "selp.u32 %0, 1, 0, p;\n}"
+            : "=r"(done)
+            : "r"(at), "r"(times % 2)
+            : "memory");
+    }
+#endif
+}
+
+// The number of the lowest bit of a word that is not 0.
+FASTAR_DEVICE int lowest_bit(std::uint64_t word) {
+    return __ffsll(static_cast<long long>(word)) - 1;
+}
+
 // Flags in global memory, between blocks.
 FASTAR_DEVICE unsigned add_release(unsigned* flag, unsigned value) {
     unsigned before;
@@ -151,6 +215,16 @@ FASTAR_DEVICE bool await(const unsigned* flag, unsigned target) {
         if (clock64() - begin > kPatience) return false;
     }
     return true;
+}
+
+// Words of the host's memory, read and written while it runs: what was written before the store is seen with it.
+FASTAR_DEVICE void tell_host(std::int32_t* word, std::int32_t value) {
+    asm volatile("st.release.sys.s32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
+}
+FASTAR_DEVICE std::int32_t ask_host(const std::int32_t* word) {
+    std::int32_t value;
+    asm volatile("ld.relaxed.sys.s32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+    return value;
 }
 
 FASTAR_DEVICE void atomic_min(unsigned long long* at, unsigned long long value) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -34,7 +35,15 @@ struct Copy {
     std::size_t bytes;
 };
 
-enum class State { kReady, kBarrier, kWarp, kCluster, kFlag, kEnded };
+// A number on its way to a block of the cluster.
+struct Sent {
+    Block* to;
+    float* at;
+    float value;
+    std::uint64_t* edge;
+};
+
+enum class State { kReady, kBarrier, kWarp, kCluster, kEdge, kFlag, kEnded };
 
 struct Fibre {
     Place place{};
@@ -44,6 +53,7 @@ struct Fibre {
     const char* what = "";  // the warp's operation it waits at
     const unsigned* flag = nullptr;
     unsigned target = 0;
+    const std::uint64_t* edge = nullptr;
     unsigned phase = 0;  // of the cluster's barrier at which it arrived
     std::vector<std::vector<Copy>> groups{1};
     bool started = false;
@@ -54,6 +64,13 @@ struct Fibre {
 
 struct Barrier {
     unsigned threads = 0;
+    std::vector<Fibre*> waiting;
+};
+
+struct Edge {
+    unsigned done = 0;
+    bool expecting = false;
+    std::int64_t missing = 0;  // bytes; below zero where they came before they were expected
     std::vector<Fibre*> waiting;
 };
 
@@ -73,6 +90,7 @@ struct Block {
     std::vector<std::byte> memory;
     std::byte* shared = nullptr;
     std::array<Barrier, kBarriers> barriers;
+    std::map<const std::uint64_t*, Edge> edges;
     std::vector<Warp> warps;
     std::vector<std::unique_ptr<Fibre>> fibres;
 };
@@ -118,6 +136,8 @@ class Scheduler {
         fibres.clear();
     }
     void poll(Fibre* fibre) { polling_.push_back(fibre); }
+    void send(const Sent& one) { sent_.push_back(one); }
+    void look_at(Edge& edge);
     // Where writes do not show at once.
     std::optional<Memory>& memory() { return memory_; }
     // What was released through a flag.
@@ -135,6 +155,7 @@ class Scheduler {
     void step(Fibre* fibre);
     void end(Fibre* fibre);
     bool look_at_flags();
+    void land_one();
     std::string who_waits() const;
     std::string reason(const Fibre& fibre) const;
 
@@ -150,6 +171,7 @@ class Scheduler {
     std::vector<Fibre*> polling_;
     std::vector<std::unique_ptr<Fibre>> spare_;
     std::map<const unsigned*, std::pair<unsigned, unsigned>> writers_;
+    std::vector<Sent> sent_;
     std::optional<Memory> memory_;
     std::map<const unsigned*, Stamp> released_;
 };
@@ -213,10 +235,33 @@ void Scheduler::end(Fibre* fibre) {
     Cluster& cluster = *block.cluster;
     if (++block.ended == shape_.threads && memory_) memory_->release(block.index);
     if (++cluster.ended < shape_.cluster * shape_.threads) return;
+    for (const Sent& one : sent_) {
+        if (one.to->cluster == &cluster) {
+            error_ = "block " + std::to_string(one.to->index) + " has ended before all that was sent to it has landed";
+        }
+    }
     for (auto& one : cluster.blocks) {
         std::move(one->fibres.begin(), one->fibres.end(), std::back_inserter(spare_));
     }
     std::erase_if(clusters_, [&](const auto& one) { return one.get() == &cluster; });
+}
+
+// Whether this round of the edge is done.
+void Scheduler::look_at(Edge& edge) {
+    if (!edge.expecting || edge.missing != 0) return;
+    edge.expecting = false;
+    ++edge.done;
+    wake_all(edge.waiting);
+}
+
+void Scheduler::land_one() {
+    std::swap(sent_[random_() % sent_.size()], sent_.back());
+    const Sent one = sent_.back();
+    sent_.pop_back();
+    *one.at = one.value;
+    Edge& edge = one.to->edges[one.edge];
+    edge.missing -= static_cast<std::int64_t>(sizeof one.value);
+    look_at(edge);
 }
 
 bool Scheduler::look_at_flags() {
@@ -237,6 +282,7 @@ void Scheduler::run() {
         while (started_ < shape_.blocks && clusters_.size() < at_once) start_cluster();
         if (clusters_.empty()) return;
         if (ready_.empty() || coin(64)) look_at_flags();
+        while (!sent_.empty() && (ready_.empty() || coin(4))) land_one();
         if (ready_.empty()) throw std::runtime_error("deadlock: no thread can go on\n" + who_waits());
         const std::size_t next = random_() % ready_.size();
         std::swap(ready_[next], ready_.back());
@@ -266,6 +312,12 @@ std::string Scheduler::reason(const Fibre& fibre) const {
             text << "waits at the cluster's barrier, where " << block.cluster->arrived << " of "
                  << shape_.cluster * shape_.threads << " threads have arrived";
             break;
+        case State::kEdge: {
+            const Edge& edge = block.edges.at(fibre.edge);
+            text << "waits for an edge, " << (edge.expecting ? "which misses " : "which expects nothing and misses ")
+                 << edge.missing << " bytes";
+            break;
+        }
         case State::kFlag: {
             text << "waits for the flag at " << fibre.flag << " to reach " << fibre.target << ", it is " << *fibre.flag;
             const auto writer = writers_.find(fibre.flag);
@@ -428,6 +480,45 @@ void cluster_wait() {
         scheduler->leave();
     }
     if (auto& memory = scheduler->memory()) memory->acquire(me.block->index, cluster.released);
+}
+
+void edge_begin(std::uint64_t* edge) {
+    scheduler->current().block->edges[edge] = {};
+}
+
+namespace {
+Edge& own_edge(const std::uint64_t* edge) {
+    auto& edges = scheduler->current().block->edges;
+    const auto found = edges.find(edge);
+    if (found == edges.end()) scheduler->fail("an edge that has not begun");
+    return found->second;
+}
+}  // namespace
+
+void edge_expect(std::uint64_t* edge, unsigned bytes) {
+    Edge& one = own_edge(edge);
+    if (one.expecting) scheduler->fail("edge_expect: the edge expects something already");
+    one.expecting = true;
+    one.missing += bytes;
+    scheduler->look_at(one);
+}
+
+void send(float* shared, unsigned rank, float value, std::uint64_t* edge) {
+    auto* const to = reinterpret_cast<float*>(in_block(reinterpret_cast<std::byte*>(shared), rank));
+    auto* const there = reinterpret_cast<std::uint64_t*>(in_block(reinterpret_cast<std::byte*>(edge), rank));
+    Block& block = *scheduler->current().block->cluster->blocks[rank];
+    if (!block.edges.contains(there)) scheduler->fail("send: the edge has not begun");
+    scheduler->send({&block, to, value, there});
+}
+
+void edge_wait(std::uint64_t* edge, unsigned times) {
+    Edge& one = own_edge(edge);
+    if ((one.done - times) % 2 != 0) return;
+    Fibre& me = scheduler->current();
+    me.state = State::kEdge;
+    me.edge = edge;
+    one.waiting.push_back(&me);
+    scheduler->leave();
 }
 
 unsigned add(unsigned* flag, unsigned value, Order order) {

@@ -57,6 +57,12 @@ std::byte* exchanged(std::byte* global);
 void cluster_arrive();
 void cluster_wait();
 
+// What is sent lands in any order, and no sooner than somebody waits for it, or chance has it.
+void edge_begin(std::uint64_t* edge);
+void edge_expect(std::uint64_t* edge, unsigned bytes);
+void send(float* shared, unsigned rank, float value, std::uint64_t* edge);
+void edge_wait(std::uint64_t* edge, unsigned times);
+
 enum class Order { kRelaxed, kReleaseOrAcquire };
 unsigned add(unsigned* flag, unsigned value, Order order);
 // Others may go first.

@@ -1,6 +1,8 @@
 // The vocabulary of csrc/cuda/vocabulary.cuh, on the host.
 #pragma once
 
+#include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -11,7 +13,7 @@
 
 #define FASTAR_DEVICE inline
 #define FASTAR_DEVICE_CALL inline
-#define FASTAR_KERNEL(threads) static void
+#define FASTAR_KERNEL(threads) inline void
 #define FASTAR_ARGUMENT(type) const type
 
 namespace fastar::cuda {
@@ -101,6 +103,25 @@ inline void cluster_wait() {
     twin::cluster_wait();
 }
 
+using Edge = std::uint64_t;
+inline void edge_begin(Edge* edge) {
+    twin::edge_begin(edge);
+}
+inline void edges_begun() {}
+inline void edge_expect(Edge* edge, unsigned bytes) {
+    twin::edge_expect(edge, bytes);
+}
+inline void send(float* shared, unsigned rank, float value, Edge* edge) {
+    twin::send(shared, rank, value, edge);
+}
+inline void edge_wait(Edge* edge, unsigned times) {
+    twin::edge_wait(edge, times);
+}
+
+inline int lowest_bit(std::uint64_t word) {
+    return std::countr_zero(word);
+}
+
 inline unsigned add_release(unsigned* flag, unsigned value) {
     return twin::add(flag, value, twin::Order::kReleaseOrAcquire);
 }
@@ -110,6 +131,12 @@ inline unsigned load_acquire(const unsigned* flag) {
 inline bool await(const unsigned* flag, unsigned target) {
     twin::await(flag, target, twin::Order::kReleaseOrAcquire);
     return true;
+}
+inline void tell_host(std::int32_t* word, std::int32_t value) {
+    std::atomic_ref(*word).store(value, std::memory_order_release);
+}
+inline std::int32_t ask_host(const std::int32_t* word) {
+    return std::atomic_ref(*const_cast<std::int32_t*>(word)).load(std::memory_order_relaxed);
 }
 inline void atomic_min(unsigned long long* at, unsigned long long value) {
     if (value < *at) *at = value;

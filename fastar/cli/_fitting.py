@@ -32,6 +32,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "Transformer": {"width": 128, "layers": 4, "heads": 4, "bos": 0},
 }
 
+_HELD = {"text": "text", "audio": "sound", "table": "tables"}
 # What a model calls the number of its classes.
 _CLASSES = ("cond_dim", "global_cond", "classes")
 
@@ -58,7 +59,9 @@ def config(cls: type[Model], data: DataSet, settings: Mapping[str, Any]) -> dict
     missing = [name for name, value in found.items() if value is None and name != "image"]
     if missing:
         raise ValueError(f"data: {cls.__name__} takes integer levels, and {data.name} holds real numbers")
-    if "size" in known and len(shape) == 3 and shape[0] != 1:
+    if {"size", "shape"} & set(known) and len(shape) != 3:
+        raise ValueError(f"data: {cls.__name__} takes images, and {data.name} holds {_HELD[data.kind]}")
+    if "size" in known and shape[0] != 1:
         raise ValueError(f"data: {cls.__name__} takes grey images, and those of {data.name} have {shape[0]} channels")
     usual = dict(SIZES.get(cls.__name__, {}))
     if data.classes is not None:
@@ -99,7 +102,10 @@ def per_dim(model: Model, x: Tensor) -> tuple[float, str]:
 
 def device_of(name: str) -> torch.device:
     """The device of this name, if it is there."""
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device: expected cpu or cuda, got {name!r}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device: there is no CUDA device here")
     return device

@@ -98,6 +98,8 @@ def _gpu(device: Report) -> str:
         *shown("shared_per_block", 2**10, "{:.0f} KiB for one block"),
         clusters.get(device["max_cluster"], f"clusters of up to {device['max_cluster']} blocks"),
     ]
+    if device.get("kernel_registers"):
+        parts.append(f"the sampling kernel takes {device['kernel_registers']} registers a thread")
     return ", ".join(parts)
 
 
@@ -105,13 +107,10 @@ def _cuda(section: Report) -> str:
     if section["file"] is not None:
         origin = "built ahead of time" if section["origin"] == "package" else "compiled on first use"
         cards = ", ".join(f"sm_{arch}" for arch in section["archs"])
-        return f"library {origin} for {cards}: {section['file']}"
+        return f"kernels {origin} for {cards}: {section['file']}"
     if section["cannot_compile"]:
-        return f"library {section['packaged']}; {section['cannot_compile']}"
-    return (
-        f"library {section['packaged']}; on first use {section['nvcc']} {section['nvcc_version']} compiles it into"
-        f" {section['cache']}"
-    )
+        return f"kernels {section['packaged']}; {section['cannot_compile']}"
+    return f"kernels {section['packaged']}; on first use {section['compiler']} compiles them into {section['cache']}"
 
 
 def _ops(section: Report, width: int) -> list[str]:

@@ -48,6 +48,7 @@ class Plan:
 class Progress:
     """How far it is."""
 
+    initialised: bool = False
     step: int = 0
     # Nats per example so far in this epoch, and over how many.
     nats: float = 0.0
@@ -83,14 +84,21 @@ class Trainer:
         """Train to the end, or for so long; whether it is the end. The folder is up to date in either case."""
         stop = time.monotonic() + seconds
         order = self._order()
-        if self.progress.step == 0:
+        if not self.progress.initialised:
+            self.progress.initialised = True
             self.model.initialise(*self._examples(self.x, self.labels, order[: self.plan.batch]))
+        if len(self.progress.held_out) < self.progress.step // self.steps_per_epoch:
+            # Killed while it was evaluated.
+            self._finish_epoch()
         while self.progress.step < self.steps and time.monotonic() < stop and not self.asked_to_stop:
             batch = self.progress.step % self.steps_per_epoch
             if batch == 0:
                 order = self._order()
             self._step(order[batch * self.plan.batch : (batch + 1) * self.plan.batch])
             if batch + 1 == self.steps_per_epoch:
+                # Evaluating may take long, and what it follows must not be older than it has to be.
+                if time.monotonic() - self.saved > EVERY / 2:
+                    self.save()
                 self._finish_epoch()
             if time.monotonic() - self.saved > EVERY:
                 self.save()

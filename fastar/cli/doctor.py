@@ -208,14 +208,12 @@ def _cuda_library(report: Report) -> Report:
         "origin": None,
         "archs": None,
         "packaged": None,
-        "nvcc": None,
-        "nvcc_version": None,
+        "compiler": None,
         "cannot_compile": None,
         "cache": str(cuda.cache_folder()),
     }
     try:
-        nvcc = build.require_nvcc()
-        section |= {"nvcc": str(nvcc), "nvcc_version": build.nvcc_version(nvcc)}
+        section["compiler"] = cuda.compiler()
     except build.BuildError as error:
         section["cannot_compile"] = str(error)
     if sys.modules.get("torch") is None or report["core"]["error"] is not None:
@@ -228,11 +226,12 @@ def _cuda_library(report: Report) -> Report:
         if devices and section["cannot_compile"]:
             report["notes"].append(f"there is a GPU here, but {section['cannot_compile']}")
         return section
-    library = cuda.library()
-    section |= {"file": str(found.path), "origin": found.origin, "archs": library.archs.split(";")}
+    section |= {"file": str(found.path), "origin": found.origin, "archs": list(found.archs)}
     for index, device in enumerate(devices):
-        described = library.describe(index)
-        device.update({name: getattr(described, name) for name in (*GPU_PROPERTIES, "max_cluster")})
+        card = tuple(int(part) for part in device["capability"].split("."))
+        described = cuda.library(card).describe(index)
+        told = (*GPU_PROPERTIES, "max_cluster", "kernel_registers")
+        device.update({name: getattr(described, name) for name in told})
     return section
 
 

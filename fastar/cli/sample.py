@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastar.cli import pictures
 from fastar.data import audio, text
-from fastar.models import Model, by_name, checkpoint
+from fastar.models import Model, Transformer, by_name, checkpoint
 
 SUFFIX = {"image": ".png", "audio": ".wav", "text": ".txt", "table": ".csv"}
 
@@ -29,6 +29,7 @@ def sample(
     n: Annotated[int, typer.Option(help="How many samples.")] = 64,
     length: Annotated[int | None, typer.Option(help="Symbols of each, where the model has no length.")] = None,
     label: Annotated[int | None, typer.Option(help="The class of all samples; by default each class in turn.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What every text begins with.")] = None,
     temperature: Annotated[float, typer.Option(help="Below 1: likelier samples.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Only the k likeliest levels.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Only the likeliest levels that together have p.")] = None,
@@ -46,9 +47,14 @@ def sample(
         _check(target, about, n)
         options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "greedy": greedy}
         if any(isinstance(size, str) for size in model.data_shape):
-            options["length"] = length or math.prod(about["shape"])
+            options["length"] = math.prod(about["shape"]) if length is None else length
+            if isinstance(model, Transformer):
+                # A length beyond its context is meant.
+                options["overflow"] = "recompute"
         elif length is not None:
             raise ValueError(f"--length: {type(model).__name__} has {math.prod(about['shape'])} positions of its own")
+        if prompt is not None:
+            options["given"] = _given(prompt, about, n, options.get("length", math.prod(about["shape"])))
         if about.get("classes") is not None:
             options["cond"] = _labels(label, about["classes"], n)
         elif label is not None:
@@ -65,8 +71,21 @@ def sample(
     if about["kind"] == "image":
         _show(values, about, console)
     elif about["kind"] == "text":
-        console.print(text.decode(values[0], about["alphabet"]), markup=False)
-    console.print(f"{n} samples in {seconds:.2f} s, {n / seconds:,.0f} per second; wrote {target}", markup=False)
+        console.print(text.decode(values[0], about["alphabet"]), markup=False, soft_wrap=True)
+    console.print(
+        f"{n} samples in {seconds:.2f} s, {n / seconds:,.0f} per second; wrote {target}", markup=False, soft_wrap=True
+    )
+
+
+def _given(prompt: str, about: Mapping[str, Any], n: int, length: int) -> Tensor:
+    if about["kind"] != "text":
+        raise ValueError(f"--prompt: this model was trained on {about['kind']}, not on text")
+    symbols = text.encode(prompt, about["alphabet"])
+    if not len(symbols) <= length:
+        raise ValueError(f"--prompt: {len(symbols)} symbols, in texts of {length}; take a longer --length")
+    given = torch.full((n, length), -1)
+    given[:, : len(symbols)] = symbols
+    return given
 
 
 def _labels(label: int | None, classes: int, n: int) -> Tensor:
@@ -83,7 +102,8 @@ def write(target: Path, values: Tensor, about: Mapping[str, Any], columns: int |
     if kind == ".png":
         height, width = about["shape"][-2:]
         zoom = max(1, 112 // max(height, width))
-        pictures.write_sheet(target, _unit(values, about), columns or math.ceil(math.sqrt(len(values))), zoom)
+        columns = min(len(values), columns or math.ceil(math.sqrt(len(values))))
+        pictures.write_sheet(target, _unit(values, about), columns, zoom)
     elif kind == ".wav":
         audio.write_wav(target, audio.from_mu_law(values, about["levels"]).flatten(), about["rate"])
     elif kind == ".txt":

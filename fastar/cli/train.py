@@ -47,12 +47,14 @@ def train(
 ) -> None:
     """Train a model, or carry on where the same command was stopped or killed."""
     console = Console(highlight=False)
-    if threads is not None:
-        torch.set_num_threads(threads)
     try:
-        _check(epochs, batch, lr, weight_decay, seed)
+        _check(epochs, batch, lr, weight_decay, seed, minutes, threads)
+        if threads is not None:
+            torch.set_num_threads(threads)
         found = sets.find(data, length, labels=labels)
         folder = out or Path(f"{model}-{Path(data).name}".lower())
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"--out: expected a folder, {folder} is a file")
         if restart and (folder / "training").is_dir():
             shutil.rmtree(folder / "training")
         plan = Plan(epochs, batch, lr, weight_decay, seed)
@@ -65,7 +67,8 @@ def train(
     console.print(
         f"[bold]{model}[/], {built.num_parameters():,} parameters, on {len(trainer.x):,} examples of {found.name};"
         f" {len(trainer.test):,} held out, into {folder}"
-        + (f"; carrying on from step {trainer.progress.step:,}" if resumed else "")
+        + (f"; carrying on from step {trainer.progress.step:,}" if resumed else ""),
+        soft_wrap=True,
     )
     try:
         with _stopped_by_signals(trainer):
@@ -77,7 +80,8 @@ def train(
     if held_out:
         best = min(range(len(held_out)), key=held_out.__getitem__)
         console.print(
-            f"held out [bold]{held_out[best]:.3f} {trainer.unit}[/] after epoch {best + 1}; fastar sample {folder}"
+            f"held out [bold]{held_out[best]:.3f} {trainer.unit}[/] after epoch {best + 1}; fastar sample {folder}",
+            soft_wrap=True,
         )
     if not finished:
         why = "stopped" if trainer.asked_to_stop else "time is up"
@@ -159,12 +163,17 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
     return found
 
 
-def _check(epochs: int, batch: int, lr: float, weight_decay: float, seed: int) -> None:
+def _check(
+    epochs: int, batch: int, lr: float, weight_decay: float, seed: int, minutes: float | None, threads: int | None
+) -> None:
     for name, value in (("--epochs", epochs), ("--batch", batch)):
         if value < 1:
             raise ValueError(f"{name}: expected a positive integer, got {value}")
-    if not 0 < lr < math.inf:
-        raise ValueError(f"--lr: expected a positive number, got {lr}")
+    if threads is not None and threads < 1:
+        raise ValueError(f"--threads: expected a positive integer, got {threads}")
+    for name, number in (("--lr", lr), ("--minutes", 1.0 if minutes is None else minutes)):
+        if not 0 < number < math.inf:
+            raise ValueError(f"{name}: expected a positive number, got {number}")
     if not 0 <= weight_decay < math.inf:
         raise ValueError(f"--weight-decay: expected a number of at least 0, got {weight_decay}")
     if not 0 <= seed < 2**40:

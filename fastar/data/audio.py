@@ -12,6 +12,8 @@ from torch import Tensor
 from fastar import _checks
 
 RATE = 8000
+# Frames of a file that are read at once.
+_BLOCK = 1 << 14
 # First three formants in Hz of the vowels a, e, i, o, u as a man speaks them.
 FORMANTS = ((730, 1090, 2440), (530, 1840, 2480), (270, 2290, 3010), (570, 840, 2410), (300, 870, 2240))
 
@@ -76,19 +78,33 @@ def read_wav(path: str | os.PathLike[str]) -> tuple[Tensor, int]:
     try:
         with wave.open(os.fspath(path), "rb") as file:
             channels, width, rate, count = file.getparams()[:4]
-            data = file.readframes(count)
+            wanted = count * channels * width
+            # A broken header asks for no more memory than the file has bytes.
+            x = torch.empty(channels, count if wanted <= os.path.getsize(path) else 0)
+            done = 0
+            while block := file.readframes(_BLOCK):
+                frames = len(block) // (channels * width)
+                if frames == 0 or done + frames > x.shape[1]:
+                    break
+                samples = _samples(block[: frames * channels * width], width)
+                x[:, done : done + frames] = samples.view(-1, channels).T
+                done += frames
     except (wave.Error, EOFError) as error:
         raise ValueError(f"{path}: no WAV file of integers ({error or 'it ends too early'})") from error
-    if len(data) != count * channels * width:
-        raise ValueError(f"{path}: cut short: {len(data)} of {count * channels * width} bytes of sound")
-    samples = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, width).long() if data else torch.zeros(0, 1)
+    if done < count:
+        raise ValueError(f"{path}: cut short: its header speaks of {wanted} bytes of sound")
+    return x, rate
+
+
+def _samples(data: bytes, width: int) -> Tensor:
+    # Numbers of so many bytes, little endian, as floats in [-1, 1]; single bytes have no sign.
+    parts = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, width)
     if width == 1:
-        x = (samples[:, 0].float() - 128) / 128
-    else:
-        whole = sum(samples[:, k].long() << (8 * k) for k in range(width))
-        assert isinstance(whole, Tensor)
-        x = torch.where(whole >= 1 << (8 * width - 1), whole - (1 << (8 * width)), whole) / (1 << (8 * width - 1))
-    return x.float().view(-1, channels).T.contiguous(), rate
+        return (parts[:, 0].float() - 128) / 128
+    whole = sum(parts[:, k].long() << (8 * k) for k in range(width))
+    assert isinstance(whole, Tensor)
+    half = 1 << (8 * width - 1)
+    return (torch.where(whole >= half, whole - 2 * half, whole) / half).float()
 
 
 def write_wav(path: str | os.PathLike[str], x: Tensor, rate: int = RATE) -> None:

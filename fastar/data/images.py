@@ -1,41 +1,80 @@
-"""Image files that the user has: MNIST's IDX, CIFAR-10's binary batches, and folders of PNG."""
+"""Image files that the user has: MNIST's IDX, CIFAR-10's binary batches, and folders of PNG.
+
+Each is read block by block into the tensor that it becomes.
+"""
 
 from __future__ import annotations
 
 import gzip
+import math
 import os
+import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 _CIFAR = 3 * 32 * 32
+# Bytes, and CIFAR-10's records, that are read at once.
+_BLOCK, _RECORDS = 1 << 16, 256
+# Deflate makes no file smaller than by this factor.
+_MOST_PACKED = 1040
 _IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
 def read_idx(path: str | os.PathLike[str]) -> Tensor:
     """An IDX file, also gzipped: images [N, H, W] or labels [N], as the numbers that it holds."""
     file = Path(path)
-    data = file.read_bytes()
-    if data[:2] == b"\x1f\x8b":
+    with file.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        if not packed:
+            return _read_idx(file, raw, file.stat().st_size)
         try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError) as error:
+            with gzip.GzipFile(fileobj=raw) as stream:
+                return _read_idx(file, stream, _MOST_PACKED * file.stat().st_size)
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{file}: a damaged gzip file ({error})") from error
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in _IDX_TYPES or data[3] == 0:
-        raise ValueError(f"{file}: no IDX file, it begins with {data[:4].hex(' ') or 'nothing'}")
-    start = 4 + 4 * data[3]
-    if len(data) < start:
+
+
+def _read_idx(file: Path, stream: BinaryIO | gzip.GzipFile, most: int) -> Tensor:
+    # Straight into the tensor; `most` bytes can come, so that a broken header asks for no more memory than that.
+    head = stream.read(4)
+    if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _IDX_TYPES or head[3] == 0:
+        raise ValueError(f"{file}: no IDX file, it begins with {head.hex(' ') or 'nothing'}")
+    sizes = stream.read(4 * head[3])
+    if len(sizes) < 4 * head[3]:
         raise ValueError(f"{file}: cut short within its header")
-    shape = [int.from_bytes(data[k : k + 4], "big") for k in range(4, start, 4)]
-    dtype = np.dtype(_IDX_TYPES[data[2]])
-    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if len(data) - start != expected:
-        raise ValueError(f"{file}: says {shape}, which are {expected} bytes, and holds {len(data) - start}")
-    found = np.frombuffer(data, dtype, offset=start).reshape(shape)
-    return torch.from_numpy(found.astype(dtype.newbyteorder("="), copy=True))
+    shape = [int.from_bytes(sizes[k : k + 4], "big") for k in range(0, len(sizes), 4)]
+    dtype = np.dtype(_IDX_TYPES[head[2]])
+    expected = math.prod(shape) * dtype.itemsize
+    said = f"{file}: says {shape}, which are {expected} bytes, and holds"
+    if expected > most:
+        raise ValueError(f"{said} at most {most - 4 - len(sizes)}")
+    found = torch.from_numpy(np.empty(shape, dtype.newbyteorder("=")))
+    data = found.numpy()
+    held = _fill(stream, data) if data.size else 0
+    if held < expected or stream.read(1):
+        raise ValueError(f"{said} {held if held < expected else 'more'}")
+    if dtype.byteorder == ">" and sys.byteorder == "little":
+        data.byteswap(inplace=True)
+    return found
+
+
+def _fill(stream: BinaryIO | gzip.GzipFile, data: np.ndarray[Any, Any]) -> int:
+    # Block by block; how many bytes there were.
+    flat, done = data.reshape(-1).view(np.uint8), 0
+    while done < len(flat):
+        block = stream.read(min(_BLOCK, len(flat) - done))
+        if not block:
+            break
+        flat[done : done + len(block)] = np.frombuffer(block, np.uint8)
+        done += len(block)
+    return done
 
 
 def read_cifar10(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[Tensor, Tensor]:
@@ -45,20 +84,29 @@ def read_cifar10(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]
     files = [f for f in files if f.name != "test_batch.bin"] or files
     if not files:
         raise ValueError(f"{several[0]}: no .bin file in the folder")
-    images, labels = [], []
+    counts = []
     for file in files:
-        data = torch.frombuffer(bytearray(file.read_bytes()) or bytearray(1), dtype=torch.uint8)
-        if len(data) % (_CIFAR + 1):
-            raise ValueError(
-                f"{file}: {len(data)} bytes, expected a multiple of {_CIFAR + 1}: a label and an image each"
-            )
-        rows = data.view(-1, _CIFAR + 1)
-        if int(rows[:, 0].max()) > 9:
-            row = int((rows[:, 0] > 9).int().argmax())
-            raise ValueError(f"{file}: record {row} has label {int(rows[row, 0])}, expected 0..9")
-        labels.append(rows[:, 0].long())
-        images.append(rows[:, 1:].reshape(-1, 3, 32, 32))
-    return torch.cat(images), torch.cat(labels)
+        size = file.stat().st_size
+        if size == 0 or size % (_CIFAR + 1):
+            raise ValueError(f"{file}: {size} bytes, expected a multiple of {_CIFAR + 1}: a label and an image each")
+        counts.append(size // (_CIFAR + 1))
+    images = torch.empty(sum(counts), 3, 32, 32, dtype=torch.uint8)
+    labels = torch.empty(sum(counts), dtype=torch.int64)
+    done = 0
+    for file, count in zip(files, counts, strict=True):
+        with file.open("rb") as stream:
+            for start in range(0, count, _RECORDS):
+                rows = np.empty((min(_RECORDS, count - start), _CIFAR + 1), np.uint8)
+                if _fill(stream, rows) < rows.size:
+                    raise ValueError(f"{file}: became shorter while it was read")
+                if rows[:, 0].max() > 9:
+                    row = int((rows[:, 0] > 9).argmax())
+                    raise ValueError(f"{file}: record {start + row} has label {rows[row, 0]}, expected 0..9")
+                here = slice(done, done + len(rows))
+                labels[here] = torch.from_numpy(rows[:, 0].astype(np.int64))
+                images[here] = torch.from_numpy(rows[:, 1:]).view(-1, 3, 32, 32)
+                done += len(rows)
+    return images, labels
 
 
 def read_png(folder: str | os.PathLike[str]) -> Tensor:
@@ -72,24 +120,34 @@ def read_png(folder: str | os.PathLike[str]) -> Tensor:
         raise ImportError(
             "fastar.data.images: PNGs are read by Pillow, which is missing; pip install 'fastar-kernels[cli]'"
         ) from error
-    pictures = []
-    for file in files:
+
+    def opened(file: Path) -> Image.Image:
         try:
-            with Image.open(file, formats=["PNG"]) as opened:
-                mode = opened.mode
-                picture = np.asarray(opened.convert("L" if mode in ("1", "L") else "RGB"))
+            return Image.open(file, formats=["PNG"])
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
             raise ValueError(f"{file}: no PNG that can be read ({error})") from error
-        if mode not in ("1", "L", "P", "RGB"):
-            raise ValueError(f"{file}: expected 8 bits per channel, grey or RGB without transparency, got {mode}")
-        pictures.append(picture)
-        if picture.shape[:2] != pictures[0].shape[:2]:
-            raise ValueError(
-                f"{file}: {picture.shape[1]}x{picture.shape[0]} pixels, the first one, {files[0].name}, has "
-                f"{pictures[0].shape[1]}x{pictures[0].shape[0]}"
-            )
-    colour = any(one.ndim == 3 for one in pictures)
-    if colour:
-        pictures = [one if one.ndim == 3 else np.repeat(one[..., None], 3, 2) for one in pictures]
-        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-    return torch.from_numpy(np.stack(pictures))[:, None]
+
+    # The headers first: they say how much memory is needed, and most of what can be wrong.
+    size, colour = None, False
+    for file in files:
+        with opened(file) as picture:
+            if picture.mode not in ("1", "L", "P", "RGB"):
+                wanted = "8 bits per channel, grey or RGB without transparency"
+                raise ValueError(f"{file}: expected {wanted}, got {picture.mode}")
+            size = size or picture.size
+            if picture.size != size:
+                raise ValueError(
+                    f"{file}: {picture.width}x{picture.height} pixels, the first one, {files[0].name}, has "
+                    f"{size[0]}x{size[1]}"
+                )
+            colour = colour or picture.mode in ("P", "RGB")
+    assert size is not None
+    found = torch.empty(len(files), 3 if colour else 1, size[1], size[0], dtype=torch.uint8)
+    for n, file in enumerate(files):
+        with opened(file) as picture:
+            try:
+                pixels = np.asarray(picture.convert("RGB" if colour else "L"))
+            except (OSError, SyntaxError) as error:
+                raise ValueError(f"{file}: no PNG that can be read ({error})") from error
+        found[n] = torch.from_numpy(pixels.copy()).view(size[1], size[0], -1).permute(2, 0, 1)
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+from array import array
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from fastar import _checks
+
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class Known(NamedTuple):
@@ -85,28 +88,29 @@ def chain(n: int = 5000, dim: int = 16, keep: float = 0.9, *, test_fraction: flo
 
 def read_csv(path: str | os.PathLike[str], *, delimiter: str = ",") -> tuple[Tensor, list[str] | None]:
     """The numbers [N, D] of a CSV file as float32, and its header where the first line has one."""
-    rows: list[list[float]] = []
+    numbers = array("f")
     header: list[str] | None = None
+    columns = 0
     with open(path, newline="", encoding="utf-8") as file:
         for line, cells in enumerate(csv.reader(file, delimiter=delimiter), 1):
             if not cells:
                 continue
+            if columns and len(cells) != columns:
+                raise ValueError(f"{path}, line {line}: expected {columns} columns, got {len(cells)}")
             try:
                 row = [float(cell) for cell in cells]
             except ValueError as error:
-                if not rows and header is None:
-                    header = [cell.strip() for cell in cells]
+                if not columns:
+                    header, columns = [cell.strip() for cell in cells], len(cells)
                     continue
                 raise ValueError(f"{path}, line {line}: expected numbers, {error}") from error
-            if any(not math.isfinite(one) for one in row):
+            columns = len(cells)
+            if not all(abs(one) <= _LARGEST for one in row):
                 raise ValueError(f"{path}, line {line}: expected finite numbers, got {cells}")
-            if len(row) != len(rows[0] if rows else header or row):
-                wanted = len(rows[0] if rows else header or row)
-                raise ValueError(f"{path}, line {line}: expected {wanted} columns, got {len(row)}")
-            rows.append(row)
-    if not rows:
+            numbers.extend(row)
+    if not numbers:
         raise ValueError(f"{path}: no line of numbers in it")
-    return torch.tensor(rows, dtype=torch.float32), header
+    return torch.frombuffer(numbers, dtype=torch.float32).view(-1, columns), header
 
 
 def _split(x: Tensor, log_prob: Callable[[Tensor], Tensor], test_fraction: float) -> Known:

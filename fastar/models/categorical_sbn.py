@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,6 +32,8 @@ class CategoricalSBN(Model):
 
     x [B, D] of integers; ``model(x)`` [B, D, levels].
     """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"mnist": {"dim": 784, "levels": 256}}
 
     def __init__(
         self,

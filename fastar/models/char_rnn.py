@@ -35,6 +35,7 @@ class CharRNN(Model):
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tanh-3x512": {"symbols": 128, "hidden": 512, "layers": 3},
+        "lstm-2x512": {"symbols": 128, "hidden": 512, "layers": 2, "cell": "lstm", "embedding": 128, "dropout": 0.5},
         "lstm-3x512": {"symbols": 128, "hidden": 512, "layers": 3, "cell": "lstm"},
     }
 

@@ -267,3 +267,6 @@ class IAF(_Flow):
         "    pass per layer, or D passes where they are to be differentiated.",
     )
     reads_data = False
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "mnist-8x1920": {"dim": 32, "hidden": [1920], "layers": 8, "scale": "sigmoid", "activation": "elu"},
+    }

@@ -195,6 +195,8 @@ class RNADE(_Shared):
     x [B, D]; ``model(x)`` [B, D, 3 K]: logits, means, log-scales.
     """
 
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"bsds300": {"dim": 63, "hidden": 512, "components": 10}}
+
     def __init__(
         self,
         dim: int,

@@ -1,4 +1,4 @@
-"""Compiling csrc/cuda into one shared library with nvcc and ninja.
+"""Compiling the kernels of csrc/cuda into an image that the driver loads, with nvcc; and their twin for the CPU.
 
 Standard library only and no import of fastar: setup.py loads this file by its path in an environment without torch.
 """
@@ -8,29 +8,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import platform
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_ARCHS = ("80", "90a", "100")
 # --expt-relaxed-constexpr: device code calls the constexpr functions of csrc/common, which need no CUDA macro then.
-OPTIONS = (
-    "-std=c++20",
-    "-O3",
-    "--expt-relaxed-constexpr",
-    "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
-)
-# The CUDA runtime is linked in and its symbols are hidden: the library loads without a toolkit or a driver, and never
-# meets the runtime that torch brings.
-LINK_OPTIONS = ("-shared", "-cudart=static", "-Xlinker=--exclude-libs,ALL")
+OPTIONS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr")
 # Fibres change by longjmp, which the fortified one takes for an error.
 TWIN_OPTIONS = (
     "-std=c++20",
@@ -44,32 +36,41 @@ TWIN_OPTIONS = (
     "-Wno-unknown-pragmas",
     "-U_FORTIFY_SOURCE",
     "-DFASTAR_TWIN",
+    "-pthread",
 )
 OLDEST_NVCC = (12, 0)
-PACKAGED = "_cuda.so"
+# The kernels for several cards in one file, and beside it for which, and from which sources.
+PACKAGED = "_cuda.fatbin"
+PACKAGED_ABOUT = "_cuda.json"
 
 
 class BuildError(RuntimeError):
-    """The CUDA library cannot be built here; the message says why and what would help."""
+    """The kernels cannot be compiled here; the message says why and what would help."""
+
+
+def kernels(csrc: Path) -> Path:
+    """The one translation unit that holds all kernels: nothing is left to compile side by side."""
+    return csrc / "cuda" / "kernels.cu"
 
 
 def fingerprint(csrc: Path) -> str:
-    """Hash of every source that goes into the library."""
+    """Hash of every source that goes into the kernels."""
+    return _digest(csrc, [kernels(csrc), *_headers(csrc)])
+
+
+def _digest(csrc: Path, files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    for path in [*_units(csrc), *_headers(csrc)]:
+    for path in files:
         digest.update(f"{path.relative_to(csrc).as_posix()}\0".encode())
         digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
-def _units(csrc: Path) -> list[Path]:
-    return sorted((csrc / "cuda").glob("*.cu"))
-
-
 def _headers(csrc: Path) -> list[Path]:
     # A program's plain structs are those of the cpu executor.
     folders = [csrc / name for name in ("cuda", "common", "cpu/executor")]
-    return sorted(path for folder in folders for path in [*folder.glob("*.cuh"), *folder.glob("*.h")])
+    found = [path for folder in folders for path in [*folder.glob("*.cuh"), *folder.glob("*.h")]]
+    return sorted([*found, *(csrc / "freestanding").glob("*")])
 
 
 def archs_from_environment() -> tuple[str, ...] | None:
@@ -98,7 +99,7 @@ def arch_of(capability: tuple[int, int]) -> str:
 
 
 def covers(archs: Sequence[str], capability: tuple[int, int]) -> bool:
-    """Whether a library built for `archs` runs on a card of this compute capability."""
+    """Whether kernels compiled for `archs` run on a card of this compute capability."""
     card = capability[0] * 10 + capability[1]
     for arch in archs:
         number = int(arch.rstrip("af"))
@@ -140,12 +141,12 @@ def require_nvcc() -> Path:
         home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
         looked = f"no bin/nvcc in CUDA_HOME={home}" if home else "nvcc is neither on PATH nor in /usr/local/cuda/bin"
         raise BuildError(
-            f"the CUDA library has to be compiled, and {looked}: install a CUDA toolkit (12.0 or newer), set CUDA_HOME"
+            f"the CUDA kernels have to be compiled, and {looked}: install a CUDA toolkit (12.0 or newer), set CUDA_HOME"
             " to one, or install a fastar-kernels that was built with FASTAR_CUDA=1"
         )
     version = nvcc_version(nvcc)
     if _numbers(version) < OLDEST_NVCC:
-        raise BuildError(f"{nvcc} is version {version}; the CUDA library needs C++20, so 12.0 or newer: set CUDA_HOME")
+        raise BuildError(f"{nvcc} is version {version}; the CUDA kernels need C++20, so 12.0 or newer: set CUDA_HOME")
     return nvcc
 
 
@@ -179,98 +180,74 @@ def default_archs(nvcc: Path) -> tuple[str, ...]:
     return tuple(arch for arch in DEFAULT_ARCHS if arch.rstrip("a") in known)
 
 
-def find_ninja() -> str:
-    """The ninja of this interpreter's environment, else the one on PATH."""
-    found = shutil.which("ninja", path=os.path.dirname(sys.executable)) or shutil.which("ninja")
-    if found is None:
-        with contextlib.suppress(ImportError):
-            import ninja
-
-            found = shutil.which("ninja", path=ninja.BIN_DIR)
-    if found is None:
-        raise BuildError("the CUDA library has to be compiled and there is no ninja: run 'pip install ninja'")
-    return found
-
-
 @dataclass(frozen=True)
-class Recipe:
-    """All that determines the library's bytes."""
+class NvccRecipe:
+    """All that determines the bytes of an image."""
 
     csrc: Path
     nvcc: Path
     archs: tuple[str, ...]
+    file = "kernels.fatbin"
 
     def key(self) -> str:
-        """Hash of the sources, the options, the compiler and the archs: the library's name in a cache."""
-        # nvcc reads further options from these two variables; a home folder may be shared by machines of several kinds.
+        """Hash of the sources, the options, the compiler and the archs: the image's name in a cache."""
+        # nvcc reads further options from these two variables.
         extra = [os.environ.get(name, "") for name in ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")]
-        extra += [platform.machine(), *platform.libc_ver()]
-        parts = [fingerprint(self.csrc), *OPTIONS, *LINK_OPTIONS, *extra, nvcc_version(self.nvcc), *self.archs]
+        parts = ["nvcc", nvcc_version(self.nvcc), fingerprint(self.csrc), *OPTIONS, *extra, *self.archs]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
     def describe(self) -> str:
         """What is built and by what, for the message on first use."""
         cards = ", ".join(f"sm_{arch}" for arch in self.archs)
-        return f"the CUDA library for {cards} with nvcc {nvcc_version(self.nvcc)}"
-
-    def _script(self) -> str:
-        nvcc = shlex.quote(str(self.nvcc))
-        defines = [f'-DFASTAR_FINGERPRINT="{fingerprint(self.csrc)}"', f'-DFASTAR_ARCHS="{";".join(self.archs)}"']
-        options = shlex.join([*OPTIONS, *_gencode(self.archs), *defines, f"-I{self.csrc}"])
-        lines = [
-            f"rule compile\n  command = {_escape(f'{nvcc} {options}')} -c $in -o $out\n  description = nvcc $in",
-            f"rule link\n  command = {_escape(f'{nvcc} {shlex.join(LINK_OPTIONS)}')} -o $out $in",
-        ]
-        objects = [f"{unit.stem}.o" for unit in _units(self.csrc)]
-        lines += [
-            f"build {_path(name)}: compile {_path(str(unit))}"
-            for name, unit in zip(objects, _units(self.csrc), strict=True)
-        ]
-        lines.append(f"build {PACKAGED}: link {' '.join(map(_path, objects))}")
-        return "\n".join(lines) + "\n"
+        return f"the CUDA kernels for {cards} with nvcc {nvcc_version(self.nvcc)}"
 
     def build(self, target: Path) -> None:
         """Compile into `target`, which appears whole or not at all; BuildError with the command and what it printed."""
-        ninja = find_ninja()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as name:
-            folder = Path(name)
-            (folder / "build.ninja").write_text(self._script())
-            done = subprocess.run(
-                [ninja, "-C", name],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            if done.returncode != 0:
-                raise BuildError(f"compiling the CUDA library failed:\n{done.stdout[-8000:]}")
-            os.replace(folder / PACKAGED, target)
+        with beside(target) as made:
+            # --threads 0: the archs side by side.
+            command = [str(self.nvcc), "-fatbin", *OPTIONS, *_gencode(self.archs), "--threads=0", f"-I{self.csrc}"]
+            _compile("the CUDA kernels", [*command, str(kernels(self.csrc)), "-o", str(made)])
+
+
+@contextlib.contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of `target` at the end, or vanishes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as name:
+        yield Path(name) / target.name
+        os.replace(Path(name) / target.name, target)
+
+
+def _compile(what: str, command: Sequence[str]) -> None:
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode != 0:
+        raise BuildError(f"compiling {what} failed: {shlex.join(command)}\n{done.stdout[-8000:]}")
 
 
 @dataclass(frozen=True)
 class TwinRecipe:
-    """The host twin: the kernels' own sources, compiled for the CPU against csrc/twin."""
+    """The host twin: the kernels' own sources, compiled for the CPU behind the driver of csrc/twin."""
 
     csrc: Path
+    file = "library.so"
 
     @staticmethod
     def compiler() -> list[str]:
         """The C++ compiler, with what CXX adds to it."""
         return shlex.split(os.environ.get("CXX", "")) or ["g++"]
 
-    def _files(self) -> list[Path]:
-        # What device.cu asks of a card, the twin's own file answers.
-        kernels = [path for path in _units(self.csrc) if path.name != "device.cu"]
-        return [*kernels, *sorted((self.csrc / "twin").glob("*.cpp"))]
+    @staticmethod
+    def options() -> list[str]:
+        """Its options; those of CXXFLAGS come last and count."""
+        return [*TWIN_OPTIONS, *shlex.split(os.environ.get("CXXFLAGS", ""))]
 
     def key(self) -> str:
         """Hash of the sources and options: the twin's name in a cache."""
-        digest = hashlib.sha256("\0".join([*TWIN_OPTIONS, *self.compiler(), platform.machine()]).encode())
-        for path in [*self._files(), *_headers(self.csrc), *sorted((self.csrc / "twin").glob("*.h"))]:
-            digest.update(f"{path.relative_to(self.csrc).as_posix()}\0".encode())
-            digest.update(path.read_bytes() + b"\0")
-        return "twin-" + digest.hexdigest()[:32]
+        parts = [*self.compiler(), *self.options(), platform.machine(), fingerprint(self.csrc)]
+        parts.append(_digest(self.csrc, sorted((self.csrc / "twin").iterdir())))
+        return "twin-" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
     def describe(self) -> str:
         """What is built and by what, for the message on first use."""
@@ -278,33 +255,22 @@ class TwinRecipe:
 
     def build(self, target: Path) -> None:
         """Compile into `target`, which appears whole or not at all; BuildError with what the compiler printed."""
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as name:
-            library = Path(name) / target.name
-            command = [*self.compiler(), *TWIN_OPTIONS, f'-DFASTAR_FINGERPRINT="{fingerprint(self.csrc)}"']
-            command += [f"-I{self.csrc}", "-x", "c++", *map(str, self._files()), "-o", str(library)]
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-            if done.returncode != 0:
-                raise BuildError(f"compiling the host twin failed:\n{done.stderr[-8000:]}")
-            os.replace(library, target)
+        with beside(target) as made:
+            files = sorted(str(path) for path in (self.csrc / "twin").glob("*.cpp"))
+            command = [*self.compiler(), *self.options(), f"-I{self.csrc}", *files, "-o", str(made)]
+            _compile("the host twin", command)
 
 
-def _escape(text: str) -> str:
-    return text.replace("$", "$$")
-
-
-def _path(text: str) -> str:
-    return re.sub(r"[$ :]", r"$\g<0>", text)
-
-
-def recipe(csrc: Path, archs: Sequence[str] | None = None) -> Recipe:
-    """How the library is built here: FASTAR_CUDA_ARCHS decides the cards, else `archs`, else the default ones."""
+def nvcc_recipe(csrc: Path, archs: Sequence[str] | None = None) -> NvccRecipe:
+    """How nvcc compiles here: FASTAR_CUDA_ARCHS decides the cards, else `archs`, else the default ones."""
     nvcc = require_nvcc()
-    return Recipe(csrc, nvcc, archs_from_environment() or tuple(archs or default_archs(nvcc)))
+    return NvccRecipe(csrc, nvcc, archs_from_environment() or tuple(archs or default_archs(nvcc)))
 
 
 def build_ahead_of_time(csrc: Path, package_folder: Path) -> None:
-    """Put the library into the package that is being built (FASTAR_CUDA=1)."""
-    plan = recipe(csrc)
-    print(f"fastar: compiling the CUDA library for {', '.join(f'sm_{arch}' for arch in plan.archs)} with {plan.nvcc}")
+    """Put the kernels into the package that is being built (FASTAR_CUDA=1)."""
+    plan = nvcc_recipe(csrc)
+    print(f"fastar: compiling {plan.describe()}")
     plan.build(package_folder / PACKAGED)
+    about = {"fingerprint": fingerprint(csrc), "archs": plan.archs}
+    (package_folder / PACKAGED_ABOUT).write_text(json.dumps(about))

@@ -9,19 +9,26 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fastar.sampling import cpu, cuda
+from fastar.sampling import cpu, cuda, cuda_plan
 from fastar.sampling.program import Program
 from fastar.sampling.reference import Reference
 from fastar.sampling.request import Request
 
 
 class Run(Protocol):
-    """A run under way. Values are float64 or int64 [n, T, V], sums float64 [n], lengths int64 [n]."""
+    """A run under way. Values are float64 or int64 [n, T, V], sums float64 [n], lengths int64 [n]; `results` gives
+    values, log_prob, lengths and log_weight on the host.
 
-    values: Tensor
+    An executor on a device of its own may go on beyond what `advance` asks for, where it is called with `ahead`, until
+    `pause`; `values` up to `done` can be read at any time, the rest when it has stopped.
+    """
+
     log_prob: Tensor
     log_weight: Tensor
     lengths: Tensor
+
+    @property
+    def values(self) -> Tensor: ...
 
     @property
     def done(self) -> int: ...
@@ -29,15 +36,23 @@ class Run(Protocol):
     @property
     def finished(self) -> bool: ...
 
-    def advance(self, positions: int | None = None) -> int: ...
+    def advance(self, positions: int | None = None, ahead: bool = False) -> int: ...
+
+    def pause(self) -> None: ...
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
 
 class Executor(Protocol):
-    """A program, packed for a device; `dtype` is that of the buffers in its runs' records."""
+    """A program, packed for a device; `dtype` is that of the buffers in its runs' records.
+
+    `interruptible` says whether Ctrl-C ends an `advance` of any length at once.
+    """
 
     dtype: torch.dtype
+    interruptible: bool
 
     def start(self, request: Request) -> Run: ...
 
@@ -134,15 +149,25 @@ def _describe_cuda(executor: Executor) -> str:
     return executor.describe()
 
 
+def _times_of_cuda(executor: Executor) -> str:
+    assert isinstance(executor, cuda.Cuda)
+    return executor.times()
+
+
+def _sample_on_cuda(executor: Executor, n: int, length: int, seed: int, row_offset: int) -> Tensor | None:
+    assert isinstance(executor, cuda.Cuda)
+    return executor.sample(n, length, seed, row_offset)
+
+
 # Fastest first: `backend="auto"` takes the first that does not decline.
 BACKENDS: list[Backend] = [
-    Backend("cuda", _cuda_declines, _cuda, _describe_cuda),
+    Backend("cuda", _cuda_declines, _cuda, _describe_cuda, _times_of_cuda, _sample_on_cuda),
     Backend("cpu", _cpu_declines, _cpu, _describe_cpu, _times_of_cpu, _sample_on_cpu),
     Backend("reference", _reference_declines, _reference, lambda e: "a loop in Python over torch"),
 ]
 
 
-def choose(plan: Plan, name: str) -> tuple[Backend, list[str]]:
+def choose(plan: Plan, name: str) -> tuple[Backend, Executor, list[str]]:
     """The backend of this name, or for "auto" the first that can run the plan; and why those before it declined."""
     names = [one.name for one in BACKENDS]
     if name not in ("auto", *names):
@@ -152,6 +177,9 @@ def choose(plan: Plan, name: str) -> tuple[Backend, list[str]]:
         if name in ("auto", one.name):
             reason = one.declines(plan)
             if reason is None:
-                return one, declined
+                try:
+                    return one, one.make(plan), declined
+                except cuda_plan.DoesNotFitError as error:
+                    reason = str(error)
             declined.append(f"{one.name}: {reason}")
     raise RuntimeError(f"backend: none can run {plan.program.name} ({'; '.join(declined)})")

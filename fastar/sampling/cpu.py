@@ -72,6 +72,7 @@ class Cpu:
     """
 
     name = "cpu"
+    interruptible = True
 
     def __init__(
         self,
@@ -239,8 +240,15 @@ class Run:
         finished: bool = self._native.finished
         return finished
 
-    def advance(self, positions: int | None = None) -> int:
-        """Run until this many more positions are complete (None: all); returns how many were.
+    def pause(self) -> None:
+        """Nothing: this executor runs while it is asked to, and no longer."""
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """values, log_prob, lengths and log_weight."""
+        return self.values, self.log_prob, self.lengths, self.log_weight
+
+    def advance(self, positions: int | None = None, ahead: bool = False) -> int:
+        """Run until this many more positions are complete (None: all), never `ahead`; returns how many were.
 
         Ctrl-C and other signals are looked for about every 50 ms, at a position's end; the run can go on afterwards.
         """

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fastar import native
 from fastar.sampling.cost import Cost, cost
 from fastar.sampling.index import Ref
@@ -14,18 +17,25 @@ from fastar.sampling.program import Program
 SCHEDULES = ("auto", "row", "cluster", "grid")
 
 # What the prediction supposes, in microseconds and bytes per microsecond. None of it was measured by this project: the
-# first three are cycles counted in the kernel at 1.7 GHz, the fourth is what others report of barriers through global
-# memory, the rest the published widths of an SM's paths, of the second cache level and of HBM3e.
+# first three are cycles counted in the kernel at 1.7 GHz, the fourth is one way through the wires between
+# multiprocessors, which others measured at 180 cycles, with the wait's own, the fifth what others report of barriers
+# through global memory, the sixth a miss of the first level; the rest are the published widths of an SM's paths, of the
+# second cache level and of HBM3e.
 _COMMAND = 0.06
 _BLOCK_MEETING = 0.02
 _CLUSTER_MEETING = 0.25
+_EDGE = 0.15
 _GRID_MEETING = 1.0
+_STREAM = 0.2
 _BYTES_OF_A_MULTIPROCESSOR = 100e3
 _BYTES_OF_LEVEL_2 = 5.5e6
 _BYTES_OF_MEMORY = 4.0e6
 
-# Of a row, where matrices take the rest of the shared memory.
-_NUMBERS_BESIDE_WEIGHTS = 4096
+# At which an open program is counted: long enough that what happens once does not count.
+_OPEN_POSITIONS = 1024
+
+# Of a matrix that every block of a cluster multiplies for itself, rather than to meet for it.
+_LOCAL_BYTES = (4096, 16384)
 
 
 @dataclass(frozen=True)
@@ -47,11 +57,19 @@ class Room:
 
     numbers: int  # of a row
     blocks: int
+    caches_far: bool = False  # whether rings and caches leave their room to weights
     resident_bytes: int = 0  # of weights
+    local_bytes: int = 0  # of a matrix that every block of a cluster multiplies for itself
     contents: bool = False  # whether the weights are packed, or only counted
 
 
 Pack = Callable[[Room], Any]
+# How many blocks of a schedule the card holds at once.
+Resident = Callable[[Schedule], int]
+
+
+class DoesNotFitError(RuntimeError):
+    """A schedule that the card has no room for; the message says for what."""
 
 
 @dataclass(frozen=True)
@@ -64,33 +82,65 @@ class Wishes:
     blocks: int | None = None
 
 
-def choose(program: Program, pack: Pack, card: Any, wishes: Wishes) -> tuple[Any, Schedule, list[str]]:
+def packer(program: Program, precision: str) -> tuple[dict[str, Tensor], Pack]:
+    """A program's weights as the kernels take them, which have to live as long as the function that packs them."""
+    held = {
+        name: t.detach().to("cpu", torch.int32 if t.dtype == torch.int32 else torch.float32).contiguous()
+        for name, t in program.weights.items()
+    }
+    records = {name: (t.data_ptr(), tuple(t.shape), t.dtype == torch.int32) for name, t in held.items()}
+
+    def pack(room: Room) -> Any:
+        return native.core().CudaProgram(
+            program,
+            records,
+            precision,
+            fast_numbers=room.numbers,
+            caches_far=room.caches_far,
+            resident_bytes=room.resident_bytes,
+            local_bytes=room.local_bytes,
+            blocks=room.blocks,
+            contents=room.contents,
+        )
+
+    return held, pack
+
+
+def choose(
+    program: Program, pack: Pack, card: Any, wishes: Wishes, resident: Resident, contents: bool = True
+) -> tuple[Any, Schedule, list[str]]:
     """The packed program, its schedule, and the schedules not taken with the reason.
 
-    `pack` packs the program into the room that it is given.
+    `pack` packs the program into the room that it is given; without `contents` the weights themselves are left out.
+    DoesNotFitError where no schedule fits.
     """
     names = SCHEDULES[1:] if wishes.schedule == "auto" else (wishes.schedule,)
-    work = cost(program)
+    work = cost(program, None if program.limit else _OPEN_POSITIONS)
     found: list[tuple[Room, Schedule]] = []
     declined = []
     for name in names:
-        reason = _why_not(name, card)
-        if reason is None:
-            found.append(_plan(name, program, pack, card, wishes, work))
-        else:
-            declined.append(f"{name}: {reason}")
+        try:
+            found.append(_plan(name, program, pack, card, wishes, work, resident))
+        except DoesNotFitError as error:
+            declined.append(f"{name}: {error}")
     if not found:
-        raise RuntimeError(f"schedule: {'; '.join(declined)}")
+        raise DoesNotFitError(f"schedule: {program.name}: {'; '.join(declined)}")
     found.sort(key=lambda one: one[1].predicted_us)
     declined += [f"{plan.name}: predicted {plan.predicted_us:.2f} us a position" for _, plan in found[1:]]
     room, plan = found[0]
-    return pack(replace(room, contents=True)), plan, declined
+    return pack(replace(room, contents=contents)), plan, declined
 
 
-def _why_not(name: str, card: Any) -> str | None:
-    if name == "cluster" and card.max_cluster < 2:
-        return f"{card.name} has no clusters"
-    return None
+def why_not_resident(plan: Schedule, rows: int, card: Any, resident: Resident) -> str | None:
+    """Why blocks that wait for one another would not all be there, or None where they would."""
+    teams = -(-rows // plan.rows_per_team) if plan.name == "grid" else 1
+    needed, there = teams * plan.blocks_per_team, resident(plan)
+    if needed <= there:
+        return None
+    return (
+        f"{rows} rows need {needed} blocks of {plan.threads} threads and {plan.shared_bytes} bytes of shared memory at"
+        f" once, and {card.name} holds {there}"
+    )
 
 
 def rows_per_team(rows: int, teams: int) -> int:
@@ -99,24 +149,40 @@ def rows_per_team(rows: int, teams: int) -> int:
     return min(most, 1 << (-(-rows // max(1, teams)) - 1).bit_length())
 
 
-def _plan(name: str, program: Program, pack: Pack, card: Any, wishes: Wishes, work: Cost) -> tuple[Room, Schedule]:
+def _plan(
+    name: str, program: Program, pack: Pack, card: Any, wishes: Wishes, work: Cost, resident: Resident
+) -> tuple[Room, Schedule]:
+    if name == "cluster" and card.max_cluster < 2:
+        raise DoesNotFitError(f"{card.name} has no clusters")
     threads = _threads(program)
     limit = min(wishes.shared_bytes or card.shared_per_block, card.shared_per_block)
     plans: list[tuple[Room, Schedule]] = []
+    refused = None
     for blocks in _team_sizes(name, card, wishes):
         teams = 1 if name == "grid" else card.multiprocessors // blocks
         rows = rows_per_team(wishes.rows, teams)
-        # A long ring is read at a few places only: its room may be worth more to the matrices.
-        most = max(0, limit // (4 * rows) - 32)
-        for numbers in (0,) if name == "grid" else {most, min(most, _NUMBERS_BESIDE_WEIGHTS)}:
-            room, packed, shared = _fill(program, pack, Room(numbers, blocks), rows, threads, limit, card)
+        for empty in _rooms(name, blocks, max(0, limit // (4 * rows) - 32)):
+            room, packed, shared = _fill(program, pack, empty, rows, threads, limit, card)
             us = _predict(name, packed, work, rows, blocks, wishes.rows, card)
             reason = (
                 f"{rows} rows for {blocks} blocks of {threads} threads, {4 * packed.fast} bytes of a row in shared"
                 f" memory, {4 * packed.slow} in global memory"
             )
-            plans.append((room, Schedule(name, rows, blocks, threads, shared, us, reason)))
+            plan = Schedule(name, rows, blocks, threads, shared, us, reason)
+            refused = why_not_resident(plan, wishes.rows, card, resident)
+            if refused is None:
+                plans.append((room, plan))
+    if not plans:
+        raise DoesNotFitError(str(refused))
     return min(plans, key=lambda one: one[1].predicted_us)
+
+
+def _rooms(name: str, blocks: int, numbers: int) -> list[Room]:
+    if name == "grid":
+        return [Room(0, blocks)]
+    # A long ring is read at a few places only: its room may be worth more to the matrices.
+    local = _LOCAL_BYTES if name == "cluster" else (0,)
+    return [Room(numbers, blocks, far, local_bytes=size) for far in (False, True) for size in local]
 
 
 def _team_sizes(name: str, card: Any, wishes: Wishes) -> tuple[int, ...]:
@@ -153,9 +219,7 @@ def _fill(
         if shared <= limit:
             break
         if room.numbers == 0:
-            raise RuntimeError(
-                f"{program.name}: a block needs {shared} bytes of shared memory and has {limit} on {card.name}"
-            )
+            raise DoesNotFitError(f"a block needs {shared} bytes of shared memory and has {limit} on {card.name}")
         over = (shared - limit) // (4 * rows)
         room = replace(room, numbers=max(0, min(room.numbers, packed.fast) - over - 32))
     room = replace(room, numbers=packed.fast, resident_bytes=max(0, limit - shared - 128))
@@ -167,7 +231,8 @@ def _predict(name: str, packed: Any, work: Cost, rows: int, blocks: int, all_row
     tally = packed.tally
     share = work.instructions / max(1, tally["commands"])
     team = {"row": _BLOCK_MEETING, "cluster": _CLUSTER_MEETING, "grid": _GRID_MEETING}[name]
-    waiting = share * (tally["block_meetings"] * _BLOCK_MEETING + tally["team_meetings"] * team)
+    meetings = tally["block_meetings"] * _BLOCK_MEETING + tally["team_meetings"] * team + tally["edges"] * _EDGE
+    waiting = share * (meetings + tally["streams"] * _STREAM)
     teams = -(-all_rows // rows)
     at_once = max(1, min(teams, card.multiprocessors // blocks))
     level_2 = _BYTES_OF_LEVEL_2 if packed.bytes <= card.l2_bytes or not card.l2_bytes else _BYTES_OF_MEMORY

@@ -41,6 +41,7 @@ class Reference:
     """Runs a program in torch. Bit for bit the same for a row whatever else is in the batch (see `arithmetic`)."""
 
     name = "reference"
+    interruptible = False
 
     def __init__(
         self, program: Program, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -96,9 +97,16 @@ class Run:
         """Whether every position is complete, or every row has ended."""
         return self.done == self.request.length or bool((self.lengths <= self.done).all())
 
+    def pause(self) -> None:
+        """Nothing: this executor runs while it is asked to, and no longer."""
+
+    def results(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """values, log_prob, lengths and log_weight on the host."""
+        return self.values.cpu(), self.log_prob.cpu(), self.lengths.cpu(), self.log_weight.cpu()
+
     @torch.no_grad()
-    def advance(self, positions: int | None = None) -> int:
-        """Run until this many more positions are complete (None: all); returns how many were."""
+    def advance(self, positions: int | None = None, ahead: bool = False) -> int:
+        """Run until this many more positions are complete (None: all), never `ahead`; returns how many were."""
         before = self.done
         target = self.request.length if positions is None else min(self.done + positions, self.request.length)
         code, variables = self.program.code, self.machine.variables

@@ -69,8 +69,9 @@ def make(
         raise ValueError(f"n: expected 0 or more, got {n}")
     as_int64(row_offset, "row_offset")
     options = options or Options()
-    for head in heads(program):
-        options.check(head)
+    for one in program.code:
+        if isinstance(one, Draw):
+            options.check(one.head)
     T, lengths = _lengths(program, n, length)
     low, high, levels = _support(program, n, T, support)
     if stop is not None and (program.value.levels is None or not 0 <= stop < program.value.levels):
@@ -113,7 +114,7 @@ def _lengths(program: Program, n: int, length: int | Sequence[int] | Tensor | No
     T = program.length(int(each.max()) if n else program.positions or 1)
     if n and int(each.min()) < 1:
         raise ValueError(f"length: expected 1 or more, got {int(each.min())}")
-    return T, each.to(torch.int64)
+    return T, each.to("cpu", torch.int64)
 
 
 def _given(program: Program, n: int, T: int, given: Tensor | None) -> Tensor | None:

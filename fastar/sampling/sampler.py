@@ -47,6 +47,8 @@ class _Job:
     return_info: bool = False
     done: list[tuple[Tensor, ...]] = field(default_factory=list)
     run: Run | None = None
+    # Positions of that one that a stream has given away.
+    streamed: int = 0
 
 
 class Sampler:
@@ -77,11 +79,10 @@ class Sampler:
         self.batch_size = _checks.positive("batch_size", batch_size)
         if threads is not None:
             _checks.positive("threads", threads)
-        devices = {t.device for t in self.program.weights.values()}
-        self.plan = Plan(self.program, dtype, next(iter(devices), torch.device("cpu")), batch_size, threads)
-        self.backend, self.declined = backends.choose(self.plan, backend)
+        self.plan = Plan(self.program, dtype, _device(self.program), batch_size, threads)
         _refuse_if_too_large(self.program, self.batch_size)
-        self.executor: backends.Executor | None = self.backend.make(self.plan)
+        self.executor: backends.Executor | None
+        self.backend, self.executor, self.declined = backends.choose(self.plan, backend)
         self._contents = prefill.contents(model)
         self._job: _Job | None = None
         self._lock = threading.Lock()
@@ -212,6 +213,7 @@ class Sampler:
                 "return_info": job.return_info,
                 "done": list(job.done),
                 "run": None if job.run is None else job.run.state_dict(),
+                "streamed": job.streamed,
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -220,6 +222,7 @@ class Sampler:
             try:
                 requests = [Request(**one) for one in state["requests"]]
                 job = _Job(requests, state["seed"], state["return_info"], list(state["done"]))
+                job.streamed = state["streamed"]
                 if state["run"] is not None:
                     job.run = executor.resume(requests[len(job.done)], state["run"])
             except (KeyError, TypeError, IndexError) as error:
@@ -297,6 +300,9 @@ class Sampler:
         given: Tensor | None = None,
         **options: Any,
     ) -> _Job:
+        # What an unfinished stream computes ahead would only hold this call up.
+        if self._job is not None and self._job.run is not None:
+            self._job.run.pause()
         n = self.batch_size if n is None else n
         if length is None and self.program.positions is None and isinstance(given, Tensor) and given.dim() > 1:
             length = given.shape[1]
@@ -346,17 +352,18 @@ class Sampler:
         assert job is not None
         total = sum(len(one.rows) * one.length for one in job.requests)
         report = _reporter(progress)
+        at_once = progress is False and self._open().interruptible
         while len(job.done) < len(job.requests):
             run = self._running(job)
             while not run.finished:
                 began = time.perf_counter()
-                done = run.advance(self._pace)
+                done = run.advance(None if at_once else self._pace)
                 spent = time.perf_counter() - began
                 if done:
                     self._pace = max(1, min(2 * self._pace, int(done * _SECONDS / max(spent, 1e-9))))
                 before = sum(len(one.rows) * one.length for one in job.requests[: len(job.done)])
                 report(before + len(run.values) * run.done, total)
-            job.done.append(tuple(t.cpu() for t in (run.values, run.log_prob, run.lengths, run.log_weight)))
+            job.done.append(run.results())
             job.run = None
         report(total, total)
         self._job = None
@@ -370,21 +377,26 @@ class Sampler:
         job = self._job
         assert job is not None
         finished = False
-        while not finished:
-            with self._exclusive():
-                if self._job is not job:
-                    raise RuntimeError("stream: another call of this Sampler has taken its place")
-                # A new run may stand behind a prefix that was taken in at once; that is part of what is streamed.
-                begun = job.run is not None
-                run = self._running(job)
-                before = run.done if begun else 0
-                run.advance(max(0, chunk - (run.done - before)))
-                piece = run.values[:, before : run.done].cpu().to(self._value_dtype())
-                finished = run.finished
-                if finished:
-                    self._job = None
-            if piece.shape[1]:
-                yield piece[..., 0] if piece.shape[2] == 1 else piece
+        try:
+            while not finished:
+                with self._exclusive():
+                    if self._job is not job:
+                        raise RuntimeError("stream: another call of this Sampler has taken its place")
+                    # A new run may stand behind a prefix that was taken in at once: that comes in one piece.
+                    most = chunk if job.run is not None else self._running(job).done + chunk
+                    run, before = self._running(job), job.streamed
+                    run.advance(max(0, before + chunk - run.done), ahead=True)
+                    job.streamed = min(run.done, before + most)
+                    piece = run.values[:, before : job.streamed].cpu().to(self._value_dtype())
+                    finished = run.finished and job.streamed == run.done
+                    if finished:
+                        self._job = None
+                if piece.shape[1]:
+                    yield piece[..., 0] if piece.shape[2] == 1 else piece
+        finally:
+            # Whoever breaks off does not want the rest.
+            if job.run is not None:
+                job.run.pause()
 
     def _value_dtype(self) -> torch.dtype:
         if self.program.value.dtype == "int":
@@ -404,6 +416,14 @@ def _lowered(model: Any) -> Program:
     if not isinstance(program, Program):
         raise TypeError(f"model: lower() of {type(model).__name__} gave {type(program).__name__}, not a Program")
     return program
+
+
+def _device(program: Program) -> torch.device:
+    devices = {t.device for t in program.weights.values()}
+    if len(devices) > 1:
+        names = " and ".join(sorted(map(str, devices)))
+        raise ValueError(f"model: its weights lie on {names}; move them to one device")
+    return next(iter(devices), torch.device("cpu"))
 
 
 def _fresh_seed() -> int:

@@ -16,6 +16,7 @@ from processes import SITE
 import fastar
 from fastar import _dispatch, native
 from fastar.cli import _screen, doctor
+from fastar.native import nvrtc
 
 
 def doctor_in_new_process(
@@ -170,10 +171,22 @@ def test_without_triton() -> None:
 def test_no_compiler_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(nvrtc, "candidates", list)
     found = doctor.examine()
     assert "install a CUDA toolkit" in found["cuda_library"]["cannot_compile"]
     assert "install a CUDA toolkit" in " ".join(_screen.render(found).split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_compiler_that_comes_with_torch_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(nvrtc, "candidates", lambda: ["/x/libnvrtc.so.13"])
+    monkeypatch.setattr(nvrtc, "_open", lambda path: nvrtc.Nvrtc(path, None, (13, 0)))  # type: ignore[arg-type]
+    found: dict[str, Any] = {"core": {"error": None}, "gpus": {"devices": []}, "notes": []}
+    section = doctor._cuda_library(found)
+    assert section["compiler"] == "NVRTC 13.0 (/x/libnvrtc.so.13)"
+    assert "on first use NVRTC 13.0 (/x/libnvrtc.so.13) compiles them into" in _screen._cuda(section)
 
 
 CARD = {
@@ -194,6 +207,7 @@ CARD = {
     ("changed", "text"),
     [
         ({}, "228 KiB shared memory each, 227 KiB for one block, clusters of up to 16 blocks"),
+        ({"kernel_registers": 168}, "of up to 16 blocks, the sampling kernel takes 168 registers a thread"),
         ({"max_cluster": None}, "227 KiB for one block, clusters cuda"),
         ({"max_cluster": 1}, "227 KiB for one block, no clusters cuda"),
         (
@@ -203,13 +217,19 @@ CARD = {
     ],
 )
 def test_a_card_is_described(report: dict[str, Any], changed: dict[str, Any], text: str) -> None:
-    library = {**report["cuda_library"], "error": None, "file": "/x/_cuda.so", "origin": "package", "archs": ["90a"]}
+    library = {
+        **report["cuda_library"],
+        "error": None,
+        "file": "/x/_cuda.fatbin",
+        "origin": "package",
+        "archs": ["90a"],
+    }
     devices = [{**CARD, **changed}]
     printed = _screen.render({**report, "gpus": {"error": None, "devices": devices}, "cuda_library": library})
     flat = " ".join(printed.split())
     assert "Some Card, compute capability 9.0, 140 GiB, 50 MiB L2, 132 multiprocessors, " in flat
     assert text in flat
-    assert "cuda library built ahead of time for sm_90a: /x/_cuda.so" in flat
+    assert "cuda kernels built ahead of time for sm_90a: /x/_cuda.fatbin" in flat
 
 
 @pytest.mark.gpu

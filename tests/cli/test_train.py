@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
+import time
 import wave
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import SITE
 
 from fastar import cli
 from fastar.cli import _training
@@ -56,9 +60,19 @@ def test_a_killed_training_ends_with_the_weights_of_an_unbroken_one(
         with pytest.raises(KilledError):
             broken.run(kill)
         monkeypatch.setattr(_training, "EVERY", 0.0)
+    broken = _trainer(tmp_path / "broken")
+    assert broken.resume()
+    assert broken.progress.step == 90
+
+    def killed() -> float:
+        raise KilledError
+
+    monkeypatch.setattr(broken, "evaluate", killed)
+    with pytest.raises(KilledError):
+        broken.run(lambda p: None)
     last_one = _trainer(tmp_path / "broken")
     assert last_one.resume()
-    assert last_one.progress.step == 90
+    assert last_one.progress.step == 120
     assert last_one.run(lambda p: None)
     assert last_one.progress == whole.progress
     for name, t in whole.model.state_dict().items():
@@ -131,11 +145,55 @@ def test_every_kind_of_data(
             assert (file.getframerate(), file.getnframes()) == (8000, 3 * 16)
     elif kind == "text":
         assert [len(one) for one in written.read_text()[:-1].split("\n\n-----\n\n")] == [16] * 3
+        # Beyond a Transformer's context too.
+        assert _run("sample", folder, "--n", 1, "--length", 40) == 0, capsys.readouterr().err
+        assert len(written.read_text()) == 41
     elif kind == "table":
         with written.open() as file:
             assert [len(row) for row in csv.reader(file)] == [about["data"]["shape"][0]] * 3
     else:
         assert written.stat().st_size > 100
+
+
+def test_texts_begin_with_the_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    command = ("train", "CharRNN", "--data", "topics", "--out", folder, "--minutes", 0.002, "--set", "hidden=8")
+    assert _run(*command) == 0, capsys.readouterr().err
+    assert _run("sample", folder, "--length", 0) == 2
+    assert "length: expected at least 1 for CharRNN, got 0" in capsys.readouterr().err
+    asked = ("sample", folder, "--n", 3, "--length", 20, "--prompt")
+    assert _run(*asked, "The ") == 0, capsys.readouterr().err
+    texts = (folder / "samples.txt").read_text()[:-1].split("\n\n-----\n\n")
+    assert all(one.startswith("The ") and len(one) == 20 for one in texts)
+    for prompt, message in (
+        ("\u20ac", "text: '\u20ac' is none of"),
+        ("a" * 21, "--prompt: 21 symbols, in texts of 20"),
+    ):
+        assert _run(*asked, prompt) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_loses_no_more_than_it_says(tmp_path: Path) -> None:
+    # Checkpoints all the time, so that most kills meet one that is being written.
+    often = "import sys; from fastar.cli import _training, run; _training.EVERY = 0.0; run(sys.argv[1:])"
+    command = [sys.executable, "-c", often, "train", "MADE", "--data", "digits-binary", "--epochs", "60"]
+    command += ["--set", "hidden=[64]", "--threads", "1"]
+    whole, broken = (tmp_path / name for name in ("whole", "broken"))
+    subprocess.run([*command, "--out", str(whole)], check=True, cwd=SITE, capture_output=True)
+    for seconds in (3.0, 4.0, 3.5):
+        process = subprocess.Popen([*command, "--out", str(broken)], cwd=SITE, stdout=subprocess.DEVNULL)
+        time.sleep(seconds)
+        process.kill()
+        process.wait()
+        if broken.exists():
+            # What is there is whole, whatever the moment.
+            for folder in (broken, broken / "training"):
+                if (folder / checkpoint.CONFIG).exists():
+                    checkpoint.read(folder)
+    subprocess.run([*command, "--out", str(broken)], check=True, cwd=SITE, capture_output=True)
+    for name, t in load(whole).state_dict().items():
+        assert torch.equal(load(broken).state_dict()[name], t), name
 
 
 @pytest.mark.parametrize(
@@ -175,6 +233,10 @@ def test_classes_are_learned_and_asked_for(
         (["MADE", "--lr", "-1"], "--lr: expected a positive number"),
         (["MAF"], "data: MAF takes real numbers, and the data are integer levels"),
         (["NADE", "--data", "rings"], "data: NADE takes integer levels, and rings holds real numbers"),
+        (["PixelCNN", "--data", "topics"], "data: PixelCNN takes images, and topics holds text"),
+        (["MADE", "--threads", "0"], "--threads: expected a positive integer, got 0"),
+        (["MADE", "--minutes", "-1"], "--minutes: expected a positive number"),
+        (["MADE", "--device", "tpu"], "--device: expected cpu or cuda, got 'tpu'"),
         (["FVSBN"], "x: expected 0..1; at [0, "),
         (["NADE", "--labels"], "--labels: NADE is conditioned on nothing"),
         (["MADE", "--labels", "--data", "topics"], "data: topics has no labels"),
@@ -190,6 +252,9 @@ def test_what_is_wrong_is_said(
 
 
 def test_what_is_wrong_with_sampling_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert _run("train", "MADE", "--out", tmp_path / "file") == 2
+    assert "--out: expected a folder" in capsys.readouterr().err
     assert _run("sample", tmp_path / "nothing") == 2
     assert "config.json: no checkpoint there" in capsys.readouterr().err
     _trainer(tmp_path / "run").run(lambda p: None, seconds=0.5)
@@ -199,6 +264,7 @@ def test_what_is_wrong_with_sampling_is_said(tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
     for arguments, message in (
         (["--out", tmp_path / "a.wav"], "--out: samples of this model are written to .csv"),
+        (["--prompt", "a"], "--prompt: this model was trained on table, not on text"),
         (["--label", 1], "--label: this FVSBN was not trained on labels"),
         (["--n", 0], "--n: expected a positive integer"),
         (["--length", 4], "--length: FVSBN has 16 positions of its own"),

@@ -1,5 +1,5 @@
 // Kernels that are right, and the same with one mistake each, to see that the twin finds it.
-#include "cuda/launch.cuh"
+#include "twin/launch.h"
 
 namespace fastar::cuda {
 namespace {
@@ -44,6 +44,35 @@ gather(const float* in, float* out) {
     float sum = 0;
     for (unsigned b = 0; b < cluster_size(); ++b) sum += shared[b * 32 + i];
     out[block_index() / cluster_size() * 32 + i] = sum;
+}
+
+// Four rounds in which every block of a cluster sends eight numbers to all, and goes on with a sum of what came. Of two
+// places, each is written again only after all have sent what they made of it.
+template <bool kWait>
+FASTAR_KERNEL(32)
+pass_round(const float* in, float* out) {
+    float* shared = reinterpret_cast<float*>(shared_memory());
+    Edge* edges = reinterpret_cast<Edge*>(shared_memory() + 256);
+    const int i = static_cast<int>(thread_index());
+    if (i < 2) edge_begin(edges + i);
+    edges_begun();
+    cluster_arrive();
+    cluster_wait();
+    float mine = in[block_index() * 32 + i];
+    for (unsigned round = 0; round < 4; ++round) {
+        float* place = shared + round % 2 * 32;
+        Edge* edge = edges + round % 2;
+        if (i == 0) edge_expect(edge, 128);
+        if (i < 8) {
+            for (unsigned b = 0; b < 4; ++b) send(place + cluster_rank() * 8 + i, b, mine, edge);
+        }
+        if (kWait) edge_wait(edge, round / 2);
+        mine = 0.5f * (place[i] + place[(i + 9) % 32]);
+        warp_barrier();
+    }
+    out[block_index() * 32 + i] = mine;
+    cluster_arrive();
+    cluster_wait();
 }
 
 // Block 0 waits for what the others add to a flag.
@@ -108,6 +137,9 @@ extern "C" const char* run(const char* name, std::uint64_t seed, float* in, floa
         if (which == "copy read early") cuda::launch({1, 32, 1024}, nullptr, cuda::copy<1>, in, out);
         if (which == "gather") cuda::launch({8, 32, 512, 4}, nullptr, cuda::gather<true>, in, out);
         if (which == "gather without wait") cuda::launch({8, 32, 512, 4}, nullptr, cuda::gather<false>, in, out);
+        if (which == "pass round") cuda::launch({8, 32, 512, 4}, nullptr, cuda::pass_round<true>, in, out);
+        if (which == "pass round without wait")
+            cuda::launch({8, 32, 512, 4}, nullptr, cuda::pass_round<false>, in, out);
         if (which == "flag") cuda::launch({4, 32, 0, 1, true}, nullptr, cuda::wait_for, flag, 3u);
         if (which == "flag never raised") cuda::launch({4, 32, 0, 1, true}, nullptr, cuda::wait_for, flag, 4u);
         constexpr auto kOrdered = twin::Order::kReleaseOrAcquire;

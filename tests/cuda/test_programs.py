@@ -227,7 +227,7 @@ def test_refusals_name_the_argument(twin: Any) -> None:
         Cuda(program, schedule="column", library=twin)
     with pytest.raises(ValueError, match="rows: expected a positive integer, got 0"):
         Cuda(program, rows=0, library=twin)
-    with pytest.raises(RuntimeError, match=r"nade: a block needs \d+ bytes of shared memory and has 100 on host twin"):
+    with pytest.raises(RuntimeError, match=r"nade: row: a block needs \d+ bytes of shared memory and has 100"):
         Cuda(program, library=twin, shared_bytes=100)
     state = Cuda(program, library=twin).start(_request("nade", program)).state_dict()
     other = LARGE["wavenet"]()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import tracemalloc
 import wave
 
 import numpy as np
@@ -46,6 +47,9 @@ def test_idx(tmp_path):
         images.read_idx(path)
     path.write_bytes(b"GIF89a")
     with pytest.raises(ValueError, match=r"no IDX file, it begins with 47 49 46 38"):
+        images.read_idx(path)
+    path.write_bytes(bytes([0, 0, 8, 2]) + struct.pack(">2i", 2**30, 2**30))
+    with pytest.raises(ValueError, match=r"which are 1152921504606846976 bytes, and holds at most 0"):
         images.read_idx(path)
     packed.write_bytes(packed.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"a damaged gzip file"):
@@ -144,6 +148,7 @@ def test_csv(tmp_path):
         ("1,2\n3\n", r"a.csv, line 2: expected 2 columns, got 1"),
         ("1,2\n3,x\n", r"a.csv, line 2: expected numbers, could not convert string to float: 'x'"),
         ("1,nan\n", r"a.csv, line 1: expected finite numbers"),
+        ("1,1e300\n", r"a.csv, line 1: expected finite numbers"),
         ("a,b\n", r"a.csv: no line of numbers in it"),
     ):
         path.write_text(content)
@@ -158,9 +163,42 @@ def test_text(tmp_path):
     assert found.alphabet == " abn"
     assert found.decode(found.train[:6]) == "banana"
     assert sets.find(str(path), 8).train.shape[1] == 8
+    long = "a\u20ac\r\n" * 30000
+    path.write_bytes(long.encode())
+    found = text.read(path)
+    assert found.decode(torch.cat([found.train, found.test])) == long.replace("\r\n", "\n")
+    path.write_bytes(long.encode() + b"\xff")
+    with pytest.raises(ValueError, match=r"a.txt: not utf-8 text, byte 180000 is 0xff"):
+        text.read(path)
     path.write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match=r"a.txt: not utf-8 text, byte 3 is 0xe9"):
         text.read(path)
     path.write_text("")
     with pytest.raises(ValueError, match=r"a.txt: the file is empty"):
         text.read(path)
+
+
+def test_files_are_read_in_blocks(tmp_path):
+    # What Python and NumPy allocate besides the tensor that comes out is small beside a file.
+    size = 4_000_000
+    noise = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
+    idx = _idx(tmp_path / "a-idx3-ubyte", noise.reshape(-1, 100, 100))
+    packed = tmp_path / "a-idx3-ubyte.gz"
+    packed.write_bytes(gzip.compress(idx.read_bytes(), 1))
+    records = noise[: size // 3073 * 3073].reshape(-1, 3073) % 10
+    (tmp_path / "a.bin").write_bytes(records.tobytes())
+    audio.write_wav(tmp_path / "a.wav", torch.from_numpy(noise[: size // 2].astype(np.float32)) / 255)
+    (tmp_path / "a.txt").write_bytes((noise % 26 + 97).tobytes())
+    reads = (
+        (idx, images.read_idx, size),
+        (packed, images.read_idx, size),
+        (tmp_path / "a.bin", images.read_cifar10, 0),
+        (tmp_path / "a.wav", audio.read_wav, 0),
+        (tmp_path / "a.txt", text.read, 0),
+    )
+    for path, read, result in reads:
+        tracemalloc.start()
+        read(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < result + size // 2, f"{path.name}: {peak} bytes"

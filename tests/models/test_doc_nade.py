@@ -9,6 +9,7 @@ import torch
 from model_properties import (
     assert_autoregressive,
     assert_frequencies,
+    assert_prefix_is_conditioned,
     assert_refuses_bad_data,
     assert_round_trips,
     assert_sampler_agrees,
@@ -36,6 +37,7 @@ def test_all_properties(model: DocNADE, tmp_path: Path) -> None:
     assert isinstance(drawn, torch.Tensor)
     assert_frequencies(index_of(drawn, V), log_p.exp())
     assert_sampler_agrees(model, seed=2, length=T)
+    assert_prefix_is_conditioned(model, (T,), torch.arange(T), 2)
     assert_round_trips(model, x, tmp_path)
     assert_refuses_bad_data(model, x)
 

@@ -88,7 +88,7 @@ def test_real_numbers(head: object) -> None:
     model = randomise(MADE(3, [16, 16], head, order=[1, 2, 0]), 0.7)  # type: ignore[arg-type]
     assert_autoregressive(model, torch.randn(4, 3), torch.tensor([2, 0, 1]))
     assert_sampler_agrees(model, seed=5)
-    assert_density(randomise(MADE(2, [12], head, order=[1, 0]), 0.5))  # type: ignore[arg-type]
+    assert_density(randomise(MADE(2, [12], head, order=[1, 0]), 0.5), first=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"levels: real data"):
         model.nll_bits_per_dim(torch.randn(2, 3))
     bits = model.nll_bits_per_dim(torch.zeros(2, 3), levels=256, data_range=(-1.0, 1.0))
@@ -246,11 +246,6 @@ def test_parameters_by_formula(D: int, sizes: list[int], K: int) -> None:
     count = sum(sum(b >= a for a in before for b in after) for before, after in itertools.pairwise(degrees))
     count += K * sum(b > a for a in degrees[-1] for b in range(1, D + 1)) + sum(sizes) + D * K
     assert model.num_parameters() == count
-
-
-def test_presets() -> None:
-    model = MADE.preset("mnist-1x500", device="meta")
-    assert sum(p.numel() for p in model.parameters()) == 2 * 784 * 500 + 500 + 784
 
 
 def test_parameters_without_a_distribution() -> None:

@@ -96,19 +96,6 @@ def test_next_logits_are_shifted_by_one(model: Transformer) -> None:
     torch.testing.assert_close(model.next_logits(x)[:, :-1], model(x[:, 1:]))
 
 
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [
-        ("gpt2", 124_439_808),
-        ("gpt2-medium", 354_823_168),
-        ("gpt2-large", 774_030_080),
-        ("gpt2-xl", 1_557_611_200),
-    ],
-)
-def test_published_sizes(name: str, count: int) -> None:
-    assert Transformer.preset(name, device="meta").num_parameters() == count
-
-
 PREFILLED: dict[str, Callable[[], Transformer]] = {
     "bos": lambda: Transformer(5, 16, 8, 2, 2, bos=1),
     "given": lambda: Transformer(5, 16, 8, 2, 2),

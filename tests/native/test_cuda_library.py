@@ -1,7 +1,8 @@
-"""The CUDA library: compiled for every card, cached, opened without a driver, and clear about what is missing."""
+"""The CUDA kernels' image: compiled for every card, cached, and clear about what is missing."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,38 +14,33 @@ import pytest
 import torch
 
 from fastar import native
-from fastar.native import cuda, cuda_build
+from fastar.native import cuda, cuda_build, nvrtc
 
 needs_nvcc = pytest.mark.skipif(cuda_build.find_nvcc() is None, reason="no nvcc here")
 needs_core = pytest.mark.skipif(native.why_missing() is not None, reason="fastar._core is not built")
-# What a fresh process does on first use; the last line is the library's file.
+# What a fresh process does on first use; the last line is the image's file.
 FIRST_USE = """
 import sys, pathlib
 from fastar.native import cuda
 cuda.CSRC = pathlib.Path(sys.argv[1])
-cuda.library()
-print(cuda.find().path)
+print(cuda.compiled(cuda.recipe((8, 0))))
 """
-# The sampling kernel takes the compiler longest; the library around it can be tested without.
-NO_KERNEL = """
-#include "cuda/api.h"
-extern "C" const char* fastar_cuda_run(const fastar::cuda::Run*, void*) { return "left out"; }
-"""
+# The sampling kernel takes the compiler longest; what is around it can be tested without.
+NO_KERNEL = 'extern "C" __global__ void fastar_run() {}\n'
 
 
 @pytest.fixture(scope="module")
 def csrc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources, the sampling kernel left out."""
+    """The sources, the kernels left out."""
     folder = tmp_path_factory.mktemp("sources") / "csrc"
-    for name in ("cuda", "common", "cpu/executor"):
-        shutil.copytree(cuda.CSRC / name, folder / name)
-    (folder / "cuda" / "run.cu").write_text(NO_KERNEL)
+    (folder / "cuda").mkdir(parents=True)
+    (folder / "cuda" / "kernels.cu").write_text(NO_KERNEL)
     return folder
 
 
 @pytest.fixture(scope="module")
 def ahead(csrc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package folder with the library for the default cards in it, as setup.py leaves it under FASTAR_CUDA=1."""
+    """A package folder with the kernels for the default cards in it, as setup.py leaves it under FASTAR_CUDA=1."""
     folder = tmp_path_factory.mktemp("package")
     cuda_build.build_ahead_of_time(csrc, folder)
     return folder
@@ -84,83 +80,68 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 
 @needs_nvcc
-@needs_core
-def test_the_library_opens_without_a_driver(csrc: Path, ahead: Path) -> None:
-    library = native.core().CudaLibrary(str(ahead / cuda_build.PACKAGED))
-    assert library.archs == ";".join(cuda_build.default_archs(cuda_build.require_nvcc()))
-    assert library.fingerprint == cuda_build.fingerprint(csrc)
-    assert library.versions().runtime >= 12000
-
-
-@needs_nvcc
-@needs_core
 @pytest.mark.exhaustive
-def test_every_source_compiles_for_the_default_cards(tmp_path: Path) -> None:
+def test_the_kernels_compile_for_the_default_cards(tmp_path: Path) -> None:
     cuda_build.build_ahead_of_time(cuda.CSRC, tmp_path)
-    library = native.core().CudaLibrary(str(tmp_path / cuda_build.PACKAGED))
-    assert library.archs == ";".join(cuda_build.default_archs(cuda_build.require_nvcc()))
+    about = json.loads((tmp_path / cuda_build.PACKAGED_ABOUT).read_text())
+    assert about["archs"] == list(cuda_build.default_archs(cuda_build.require_nvcc()))
+    assert (tmp_path / cuda_build.PACKAGED).stat().st_size > 100_000
 
 
-@needs_nvcc
 @needs_core
 @pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="there is a driver here")
-def test_without_a_driver_calls_give_the_runtimes_message(ahead: Path) -> None:
-    library = native.core().CudaLibrary(str(ahead / cuda_build.PACKAGED))
-    with pytest.raises(RuntimeError, match=r"CUDA devices: .*driver"):
-        library.device_count()
-    with pytest.raises(RuntimeError, match=r"CUDA device: .*driver"):
-        library.describe(0)
+def test_no_driver_is_said_before_anything_is_compiled() -> None:
+    cuda.library.cache_clear()
+    with pytest.raises(RuntimeError, match=r"CUDA driver: libcuda\.so\.1: .*install NVIDIA's driver"):
+        cuda.library((9, 0))
 
 
 @needs_nvcc
-@needs_core
-def test_packaged_library_counts_only_for_its_sources_and_cards(
+def test_packaged_kernels_count_only_for_their_sources_and_cards(
     csrc: Path, ahead: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(cuda, "CSRC", csrc)
-    monkeypatch.setattr(cuda, "PACKAGED", ahead / cuda_build.PACKAGED)
+    monkeypatch.setattr(cuda, "PACKAGED_ABOUT", ahead / cuda_build.PACKAGED_ABOUT)
     assert cuda.packaged_declines([]) is None
     assert cuda.packaged_declines([(8, 0), (8, 9), (9, 0)]) is None
     assert "does not run on sm_75" in str(cuda.packaged_declines([(7, 5)]))
     edited = tmp_path / "csrc"
-    for name in ("cuda", "common"):
-        (edited / name).mkdir(parents=True)
-    (edited / "cuda" / "other.cu").write_text("")
+    shutil.copytree(csrc, edited)
+    (edited / "cuda" / "other.h").write_text("")
     monkeypatch.setattr(cuda, "CSRC", edited)
     assert "built from other sources" in str(cuda.packaged_declines([]))
 
 
 @needs_core
-def test_a_file_that_is_no_library_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "library.so"
+def test_a_file_that_is_no_driver_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "libcuda.so"
     path.write_text("not a library")
-    with pytest.raises(RuntimeError, match=r"CUDA library: .*library\.so"):
-        native.core().CudaLibrary(str(path))
+    with pytest.raises(RuntimeError, match=r"CUDA driver: .*libcuda\.so"):
+        native.core().CudaLibrary(str(path), b"")
 
 
 @needs_nvcc
-@needs_core
 def test_first_use_compiles_once_and_a_damaged_entry_is_rebuilt(csrc: Path, tmp_path: Path) -> None:
     first, second = [finish(process) for process in [start(csrc, tmp_path), start(csrc, tmp_path)]]
     assert first[0] == second[0]
-    assert sorted("compiling the CUDA library for sm_80" in told for _, told in (first, second)) == [False, True]
+    assert sorted("compiling the CUDA kernels for sm_80" in told for _, told in (first, second)) == [False, True]
     path = Path(first[0].strip())
     assert path.is_relative_to(tmp_path)
-    assert sorted(one.name for one in path.parent.iterdir()) == ["library.so", "sha256"]
+    assert sorted(one.name for one in path.parent.iterdir()) == ["kernels.fatbin", "sha256"]
 
-    path.write_bytes(path.read_bytes()[:5000])
+    path.write_bytes(path.read_bytes()[:500])
     third = finish(start(csrc, tmp_path))
     assert third[0] == first[0]
-    assert "compiling the CUDA library for sm_80" in third[1]
+    assert "compiling the CUDA kernels for sm_80" in third[1]
 
 
 def test_a_failing_compiler_is_shown_with_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    toolkit = fake_nvcc(tmp_path / "toolkit", 'echo "device.cu(1): error: planted" >&2; exit 2')
+    toolkit = fake_nvcc(tmp_path / "toolkit", 'echo "kernels.cu(1): error: planted" >&2; exit 2')
     monkeypatch.setenv("CUDA_HOME", str(toolkit))
-    target = tmp_path / "out" / "library.so"
+    target = tmp_path / "out" / "kernels.fatbin"
     with pytest.raises(cuda_build.BuildError, match="error: planted") as caught:
-        cuda_build.recipe(cuda.CSRC).build(target)
-    assert f"{toolkit}/bin/nvcc -std=c++20" in str(caught.value)
+        cuda_build.nvcc_recipe(cuda.CSRC).build(target)
+    assert f"{toolkit}/bin/nvcc -fatbin -std=c++20" in str(caught.value)
     assert list(target.parent.iterdir()) == []
 
 
@@ -169,37 +150,68 @@ def test_no_nvcc_is_said_with_what_would_help(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(
         cuda_build.BuildError, match=r"no bin/nvcc in CUDA_HOME=.*install a CUDA toolkit.*FASTAR_CUDA=1"
     ):
-        cuda_build.recipe(cuda.CSRC)
+        cuda_build.nvcc_recipe(cuda.CSRC)
     assert cuda.find() is None
+
+
+def test_no_compiler_at_all_is_said_with_what_would_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    (tmp_path / "libnvrtc.so.12").write_text("not a library")
+    monkeypatch.setattr(nvrtc, "candidates", lambda: [str(tmp_path / "libnvrtc.so.12")])
+    with pytest.raises(
+        cuda_build.BuildError, match=r"no bin/nvcc in .*; and there is no NVRTC .*libnvrtc\.so\.12: .*pip"
+    ):
+        cuda.recipe((9, 0))
 
 
 def test_an_old_nvcc_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_HOME", str(fake_nvcc(tmp_path, "exit 1", version="11.8.89")))
     with pytest.raises(cuda_build.BuildError, match=r"version 11\.8\.89.*12\.0 or newer"):
-        cuda_build.recipe(cuda.CSRC)
+        cuda_build.nvcc_recipe(cuda.CSRC)
+
+
+def test_kernels_that_would_not_run_on_the_card_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(fake_nvcc(tmp_path, "exit 1")))
+    monkeypatch.setenv("FASTAR_CUDA_ARCHS", "90a")
+    assert cuda.recipe((9, 0)).archs == ("90a",)
+    with pytest.raises(ValueError, match="FASTAR_CUDA_ARCHS: kernels for 90a do not run on this card, sm_80"):
+        cuda.recipe((8, 0))
+
+
+def test_an_nvcc_that_is_newer_than_torch_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_HOME", str(fake_nvcc(tmp_path, "exit 1", version="13.0.88")))
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(nvrtc, "candidates", lambda: ["one"])
+    monkeypatch.setattr(nvrtc, "_open", lambda path: nvrtc.Nvrtc(path, None, (12, 8)))  # type: ignore[arg-type]
+    assert isinstance(cuda.recipe((9, 0)), nvrtc.NvrtcRecipe)
+    monkeypatch.setattr(nvrtc, "candidates", list)
+    with pytest.raises(cuda_build.BuildError, match=r"nvcc is newer than torch's CUDA 12\.8; and there is no NVRTC"):
+        cuda.recipe((9, 0))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert isinstance(cuda.recipe((9, 0)), cuda_build.NvccRecipe)
 
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_HOME", str(fake_nvcc(tmp_path / "toolkit", "exit 1")))
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    cuda.library.cache_clear()
     with pytest.raises(RuntimeError, match="set XDG_CACHE_HOME"):
-        cuda.library()
+        cuda.compiled(cuda.recipe((9, 0)))
 
 
 def test_the_key_depends_on_sources_cards_and_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     csrc = tmp_path / "csrc"
     for name in ("cuda", "common"):
         (csrc / name).mkdir(parents=True)
+    (csrc / "cuda" / "kernels.cu").write_text("")
     (csrc / "common" / "shared.h").write_text("int a;")
     old = fake_nvcc(tmp_path / "old", "exit 1", version="12.8.61") / "bin" / "nvcc"
     new = fake_nvcc(tmp_path / "new", "exit 1") / "bin" / "nvcc"
-    keys = [cuda_build.Recipe(csrc, nvcc, archs).key() for nvcc in (old, new) for archs in (("80",), ("80", "90a"))]
+    keys = [cuda_build.NvccRecipe(csrc, nvcc, archs).key() for nvcc in (old, new) for archs in (("80",), ("80", "90a"))]
     monkeypatch.setenv("NVCC_APPEND_FLAGS", "-lineinfo")
-    keys.append(cuda_build.Recipe(csrc, new, ("80",)).key())
+    keys.append(cuda_build.NvccRecipe(csrc, new, ("80",)).key())
     (csrc / "common" / "shared.h").write_text("int b;")
-    keys.append(cuda_build.Recipe(csrc, new, ("80",)).key())
+    keys.append(cuda_build.NvccRecipe(csrc, new, ("80",)).key())
     assert len(set(keys)) == 6
 
 
@@ -254,7 +266,8 @@ def test_bad_arguments_of_uniforms_are_refused() -> None:
 
 @pytest.mark.gpu
 def test_device_description_agrees_with_torch() -> None:
-    library = cuda.library()
+    library = cuda.library(torch.cuda.get_device_capability(0))
+    assert library.driver_version >= 12000
     assert library.device_count() == torch.cuda.device_count()
     described, properties = library.describe(0), torch.cuda.get_device_properties(0)
     assert described.name == properties.name

@@ -70,7 +70,7 @@ def test_sdist_holds_sources_alone(sdist: Path) -> None:
     for name in (
         "setup.py",
         "csrc/bindings/core.cpp",
-        "csrc/cuda/device.cu",
+        "csrc/cuda/kernels.cu",
         "kernels/masked_linear.py",
         "bench/registry.py",
     ):
@@ -86,12 +86,12 @@ def test_wheel_holds_one_package(wheel: Path) -> None:
     sources = [
         *(f"fastar/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.py")),
         *(f"fastar/{path.relative_to(ROOT)}" for path in (ROOT / "bench").rglob("*.py")),
-        *(f"fastar/{path.relative_to(ROOT)}" for path in (ROOT / "csrc").rglob("*.*")),
+        *(f"fastar/{path.relative_to(ROOT)}" for path in (ROOT / "csrc").rglob("*") if path.is_file()),
         *(str(path.relative_to(ROOT)) for path in (ROOT / "fastar").rglob("*.py")),
     ]
     assert sorted(set(sources) - set(names)) == []
     assert "fastar/py.typed" in names
-    assert ("fastar/_cuda.so" in names) == HAS_NVCC
+    assert ("fastar/_cuda.fatbin" in names) == HAS_NVCC
     assert "Requires-Dist: torch>=2.11\n" in metadata
     # Unpinned: whatever version torch brought stays.
     assert 'Requires-Dist: triton; platform_system == "Linux"\n' in metadata

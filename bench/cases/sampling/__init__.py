@@ -5,6 +5,6 @@ positions computed is kept, one step computes what is new. Before anything is ti
 numbers, and have to draw the same symbols; what is timed draws freely, so its results cannot be compared.
 """
 
-from fastar.bench.cases.sampling import nade, pixelcnn, transformer, wavenet
+from fastar.bench.cases.sampling import char_rnn, made, nade, pixelcnn, transformer, wavenet
 
-CASES = (*nade.CASES, *wavenet.CASES, *pixelcnn.CASES, *transformer.CASES)
+CASES = (*nade.CASES, *made.CASES, *char_rnn.CASES, *wavenet.CASES, *pixelcnn.CASES, *transformer.CASES)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fastar.bench.alternatives import CudaGraph
 from fastar.bench.machine import cache_bytes
 from fastar.bench.registry import Absent, Call, Case, Contenders, Part
 from fastar.sampling import Program, Sampler
@@ -22,13 +23,18 @@ CHECKED = 2000
 
 @dataclass(frozen=True)
 class Workload:
-    """A program and how wide and long it runs; loops that follow the same law, and contenders that only take time."""
+    """A program and how wide and long it runs; loops that follow the same law, and contenders that only take time.
+
+    On a GPU each loop also runs as a CUDA graph, of `captured` positions where the whole would be a hundred thousand
+    nodes (None: of all); a loop takes as many positions as it is given uniform numbers for.
+    """
 
     program: Program
     rows: int
     positions: int
     loops: Mapping[str, Loop]
     others: Mapping[str, Call | Part | Absent] = field(default_factory=dict)
+    captured: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Work:
 
 def case(
     name: str,
-    make: Callable[[], Workload],
+    make: Callable[[torch.device], Workload],
     work: Work,
     *,
     rows: int,
@@ -51,15 +57,17 @@ def case(
     per: int,
     unit: str,
     small: bool = False,
+    devices: tuple[str, ...] = ("cpu", "cuda"),
 ) -> Case:
     """A case of the registry: the whole of Sampler.sample against whole loops."""
 
     def build(device: torch.device) -> Contenders:
-        workload = make()
+        workload = make(device)
         length = None if workload.program.positions else workload.positions
         if dtype == torch.float32:
-            _check(workload)
-        sampler = Sampler(workload.program, rows, dtype=dtype, threads=torch.get_num_threads())
+            _check(workload, device)
+        threads = torch.get_num_threads() if device.type == "cpu" else None
+        sampler = Sampler(workload.program, rows, dtype=dtype, threads=threads)
         seeds = itertools.count()
 
         def ours() -> None:
@@ -67,16 +75,19 @@ def case(
 
         def timed(loop: Loop) -> Call:
             def call() -> None:
-                loop(torch.rand(workload.positions, rows))
+                loop(torch.rand(workload.positions, rows, device=device))
 
             return call
 
-        return Contenders(ours, {**{key: timed(loop) for key, loop in workload.loops.items()}, **workload.others})
+        alternatives: dict[str, Call | Part | Absent] = {key: timed(loop) for key, loop in workload.loops.items()}
+        if device.type == "cuda":
+            alternatives |= {f"CUDA graph, {key}": _graph(workload, loop) for key, loop in workload.loops.items()}
+        return Contenders(ours, {**alternatives, **workload.others})
 
     return Case(
         name=f"sampling.{name}.{rows}.{str(dtype).removeprefix('torch.')}",
         op="sampling",
-        devices=("cpu",),
+        devices=devices,
         dtype=dtype,
         shapes=f"{shapes}, batch {rows}",
         direction="sample",
@@ -86,7 +97,20 @@ def case(
         small=small,
         per=per,
         unit=unit,
+        rotates=False,
     )
+
+
+def _graph(workload: Workload, loop: Loop) -> Call | Part:
+    count = workload.captured or workload.positions
+    u = torch.rand(count, workload.rows, device="cuda")
+    graph = CudaGraph(lambda: loop(u))
+
+    def call() -> None:
+        u.uniform_()
+        graph()
+
+    return call if count == workload.positions else Part(call, workload.positions // count)
 
 
 def _moved(weights: int, steps: int) -> int:
@@ -107,14 +131,23 @@ def random(generator: torch.Generator, *shape: int, scale: float = 1.0) -> Tenso
     return torch.randn(shape, generator=generator) * (scale / fan_in**0.5)
 
 
-def _check(workload: Workload) -> None:
+def on(device: torch.device, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, moved."""
+    return {name: weight.to(device) for name, weight in weights.items()}
+
+
+def _check(workload: Workload, device: torch.device) -> None:
     positions = max(1, min(workload.positions, CHECKED // workload.rows))
     u = torch.rand(workload.positions, workload.rows).clamp(1e-6, 1 - 1e-6)
     sampler = Sampler(workload.program, workload.rows)
     length = None if workload.program.positions else workload.positions
     symbols = sampler.sample(uniforms=u.T[:, :, None].double().contiguous(), length=length, seed=0)
     assert isinstance(symbols, Tensor)
+    symbols, layout = symbols.flatten(1), workload.program.layout
+    if layout is not None:
+        # As they are drawn: an image comes with its channels first.
+        symbols = symbols[:, workload.program.weights[layout].long().cpu()]
     for name, loop in workload.loops.items():
-        drawn = loop(u[:positions]).long()
-        if not torch.equal(drawn, symbols.reshape(workload.rows, -1)[:, :positions].long()):
+        drawn = loop(u[:positions].to(device)).long().cpu()
+        if not torch.equal(drawn, symbols[:, :positions].long()):
             raise RuntimeError(f"{name}: draws other symbols than ours from the same uniform numbers")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastar.bench.cases.sampling._common import Work, Workload, case, random
+from fastar.bench.cases.sampling._common import Work, Workload, case, on, random
 from fastar.bench.registry import Case
 from fastar.sampling import Builder, Head, Program, Value
 from fastar.sampling.instructions import Accumulate, Draw, Readout
@@ -39,8 +39,23 @@ def program(p: Parameters) -> Program:
 
 
 @torch.inference_mode()
+def over_parameters(p: Parameters, u: Tensor) -> Tensor:
+    """As published: over the model's parameters as they are trained, [H, D] and [D, H], a column and a row a step."""
+    weight, readout, hidden_bias, bias = p["weight"].T.contiguous(), p["readout"], p["hidden_bias"], p["bias"]
+    a = hidden_bias.expand(u.shape[1], -1)
+    bits = []
+    for d in range(len(u)):
+        h = torch.sigmoid(a)
+        probability = torch.sigmoid(h @ readout[d : d + 1, :].t() + bias[d : d + 1])
+        bit = (u[d, :, None] < probability).float()
+        bits.append(bit)
+        a = a + bit @ weight[:, d : d + 1].t()
+    return torch.cat(bits, 1)
+
+
+@torch.inference_mode()
 def plain(p: Parameters, u: Tensor) -> Tensor:
-    """The formulas, one after another."""
+    """The formulas over rows laid out for them."""
     state = p["hidden_bias"].expand(u.shape[1], -1)
     bits = []
     for d in range(len(u)):
@@ -55,7 +70,7 @@ def plain(p: Parameters, u: Tensor) -> Tensor:
 def in_place(p: Parameters, u: Tensor) -> Tensor:
     """The same with as few and as cheap calls as possible."""
     state = p["hidden_bias"].repeat(u.shape[1], 1)
-    x = torch.empty(u.shape[1], len(u))
+    x = u.new_empty(u.shape[1], len(u))
     for d in range(len(u)):
         bit = u[d] < torch.sigmoid(torch.addmv(p["bias"][d], torch.sigmoid(state), p["readout"][d]))
         x[:, d] = bit
@@ -64,9 +79,13 @@ def in_place(p: Parameters, u: Tensor) -> Tensor:
 
 
 def nade(dim: int, hidden: int, rows: int, *, small: bool = False) -> Case:
-    def make() -> Workload:
-        p = parameters(dim, hidden)
-        loops = {"incremental loop": lambda u: plain(p, u), "same, in place": lambda u: in_place(p, u)}
+    def make(device: torch.device) -> Workload:
+        p = on(device, parameters(dim, hidden))
+        loops = {
+            "loop over parameters": lambda u: over_parameters(p, u),
+            "loop, tuned": lambda u: plain(p, u),
+            "loop, tuned, in place": lambda u: in_place(p, u),
+        }
         return Workload(program(p), rows, dim, loops)
 
     # A step adds a row of one matrix and multiplies by a row of another.
@@ -83,4 +102,4 @@ def nade(dim: int, hidden: int, rows: int, *, small: bool = False) -> Case:
     )
 
 
-CASES = (nade(784, 500, 1), nade(784, 500, 64), nade(49, 40, 3, small=True))
+CASES = (nade(784, 500, 1), nade(784, 500, 64), nade(784, 500, 1024), nade(49, 40, 3, small=True))

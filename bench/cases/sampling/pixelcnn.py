@@ -1,191 +1,187 @@
-"""PixelCNN: a 7x7 mask A, 3x3 masks B, 256 levels for each of three colours of a pixel, drawn together."""
+"""PixelCNN: a 7x7 mask A, 3x3 masks B, 256 levels for each colour of a pixel, each seeing the ones before it."""
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from fastar.bench.alternatives import CudaGraph
 from fastar.bench.cases.sampling._common import Loop, Work, Workload, case, draw, random
-from fastar.bench.registry import Case, Part
-from fastar.sampling import Builder, Head, Program, Value
-from fastar.sampling.instructions import Draw, Linear, Store, TappedLinear
+from fastar.bench.registry import Absent, Call, Case, Part
+from fastar.models import PixelCNN
+from fastar.nn import MaskedConv2d
 
 COLOURS = 3
-Taps = tuple[tuple[int, int], ...]
-Parameters = dict[str, Tensor]
 
 
-def taps(size: int, *, centre: bool) -> Taps:
-    """The offsets that come before the centre in raster order, and the centre itself."""
-    half = size // 2
-    every = [(dh, dw) for dh in range(-half, 1) for dw in range(-half, half + 1)]
-    return tuple(one for one in every if one < (0, 0) or (centre and one == (0, 0)))
+@dataclass(frozen=True)
+class Layer:
+    """A convolution with its mask multiplied in: kernel [out, in, size, size] and bias."""
+
+    kernel: Tensor
+    bias: Tensor
 
 
-FIRST, REST = taps(7, centre=False), taps(3, centre=True)
-
-
-def parameters(width: int, layers: int, levels: int) -> Parameters:
-    """Kernels [out, taps, in]."""
+def make_model(height: int, width: int, features: int, depth: int, levels: int) -> PixelCNN:
+    """`fastar.models.PixelCNN` without residual blocks, its weights wide enough that pixels depend on one another."""
+    model = PixelCNN(
+        (COLOURS, height, width), levels, width=features, depth=depth, block="plain", colour_layout="contiguous"
+    )
     generator = torch.Generator().manual_seed(0)
-    p = {
-        "first": random(generator, width, len(FIRST) * COLOURS, scale=2.0).view(width, len(FIRST), COLOURS),
-        "first.bias": random(generator, width),
-        "head": random(generator, COLOURS * levels, width, scale=1.5),
-        "head.bias": random(generator, COLOURS * levels),
-    }
-    for i in range(layers):
-        p[f"{i}"] = random(generator, width, len(REST) * width, scale=1.4).view(width, len(REST), width)
-        p[f"{i}.bias"] = random(generator, width)
-    return p
+    with torch.no_grad():
+        for parameter in model.parameters():
+            shape = parameter.shape
+            flat = random(generator, shape[0], shape[1:].numel(), scale=2.0)
+            parameter.copy_(flat.view(shape) if parameter.dim() > 1 else random(generator, *shape))
+    return model.eval()
 
 
-def program(p: Parameters, height: int, width: int) -> Program:
-    F, levels, layers = len(p["first"]), len(p["head"]) // COLOURS, (len(p) - 4) // 2
-    b = Builder("pixelcnn", Value("int", 1, levels), height * width * COLOURS)
-    for name, weight in p.items():
-        b.weight(name, weight)
-    x = b.state("x", 4, width, COLOURS, ring=True)
-    caches = [b.state(f"y{i}", 2, width, F, ring=True) for i in range(layers)]
-    last, logits = b.scratch("last", F).at(), b.scratch("logits", COLOURS * levels).at()
-    with b.loop("h", height) as h, b.loop("w", width) as w:
-        outs = [one.at(h, w) for one in caches] + [last]
-        b.add(TappedLinear(outs[0], x.at(h, w), FIRST, "first", "first.bias", activation="relu"))
-        for i in range(layers):
-            b.add(TappedLinear(outs[i + 1], outs[i], REST, f"{i}", f"{i}.bias", activation="relu"))
-        b.add(Linear(logits, last, "head", "head.bias"))
-        for c in range(COLOURS):
-            position = (h * width + w) * COLOURS + c
-            b.add(
-                Draw(Head("categorical", levels), position, logits.channels(c * levels, levels)),
-                Store(x.at(h, w).channels(c, 1), position, scale=2 / (levels - 1), shift=-1.0),
-            )
-    return b.build(shape=(height, width, COLOURS))
-
-
-def _kernel(weight: Tensor, offsets: Taps, size: int) -> Tensor:
-    # [out, taps, in] as the [out, in, size, size] of a convolution, zero where the mask is.
-    full = weight.new_zeros(weight.shape[0], weight.shape[2], size, size)
-    for k, (dh, dw) in enumerate(offsets):
-        full[:, :, size // 2 + dh, size // 2 + dw] = weight[:, k]
-    return full
+def layers_of(model: nn.Module) -> list[Layer]:
+    """What a user would convolve with by PyTorch alone."""
+    convolutions = [one for one in model.modules() if isinstance(one, MaskedConv2d)]
+    assert all(one.bias is not None for one in convolutions)
+    return [
+        Layer((one.weight * one.dense_mask()).detach(), one.bias.detach())
+        for one in convolutions
+        if one.bias is not None
+    ]
 
 
 class Full:
-    """The whole image through the whole network for every pixel: what sampling code commonly does."""
+    """The whole image through the whole network for every colour of every pixel: what sampling code commonly does."""
 
-    def __init__(self, p: Parameters, height: int, width: int) -> None:
-        self.height, self.width, self.levels = height, width, len(p["head"]) // COLOURS
-        layers = (len(p) - 4) // 2
-        self.kernels = [(_kernel(p["first"], FIRST, 7), p["first.bias"])]
-        self.kernels += [(_kernel(p[f"{i}"], REST, 3), p[f"{i}.bias"]) for i in range(layers)]
-        self.head = p["head"][:, :, None, None], p["head.bias"]
-
-    def logits(self, x: Tensor) -> Tensor:
-        """[rows, colours, height, width] in [-1, 1] to [rows, colours * levels, height, width]."""
-        for weight, bias in self.kernels:
-            x = torch.relu(functional.conv2d(x, weight, bias, padding="same"))
-        return functional.conv2d(x, *self.head)
+    def __init__(self, layers: list[Layer], height: int, width: int) -> None:
+        self.layers, self.height, self.width = layers, height, width
+        self.levels = len(layers[-1].bias) // COLOURS
 
     @torch.inference_mode()
-    def one_pass(self, x: Tensor, h: int, w: int, u: Tensor) -> Tensor:
-        """A pass, and the colours [rows, colours] drawn from it for one pixel."""
-        logits = self.logits(x)[:, :, h, w].unflatten(1, (COLOURS, self.levels))
-        return torch.stack([draw(logits[:, c], u[c]) for c in range(COLOURS)], 1)
+    def one_pass(self, x: Tensor, h: int, w: int, colour: int, u: Tensor) -> Tensor:
+        """A pass over x [rows, colours, height, width] in [-1, 1], and one colour [rows] of one pixel drawn from it."""
+        for one in self.layers[:-1]:
+            x = torch.relu(functional.conv2d(x, one.kernel, one.bias, padding="same"))
+        logits = functional.conv2d(x, self.layers[-1].kernel, self.layers[-1].bias)[:, :, h, w]
+        return draw(logits[:, colour * self.levels : (colour + 1) * self.levels], u)
 
     def __call__(self, u: Tensor) -> Tensor:
-        x = torch.zeros(u.shape[1], COLOURS, self.height, self.width)
-        drawn = []
-        for pixel, mine in enumerate(u.split(COLOURS)):
+        x = u.new_zeros(u.shape[1], COLOURS, self.height, self.width)
+        drawn = torch.empty(u.shape[1], len(u), dtype=torch.int64, device=u.device)
+        for position in range(len(u)):
+            pixel, colour = divmod(position, COLOURS)
             h, w = divmod(pixel, self.width)
-            symbols = self.one_pass(x, h, w, mine)
-            x[:, :, h, w] = symbols * (2 / (self.levels - 1)) - 1
-            drawn.append(symbols)
-        return torch.cat(drawn, 1)
+            drawn[:, position] = self.one_pass(x, h, w, colour, u[position])
+            x[:, colour, h, w] = drawn[:, position] * (2 / (self.levels - 1)) - 1
+        return drawn
 
 
 class Cached:
-    """What the layers gave for earlier pixels is kept, and a pixel costs a product per layer."""
+    """What the layers gave for earlier pixels is kept, and a colour costs a product per layer, of its own channels."""
 
-    def __init__(self, p: Parameters, height: int, width: int) -> None:
-        self.height, self.width, self.levels = height, width, len(p["head"]) // COLOURS
-        self.layers = [(p["first"].flatten(1), p["first.bias"], 7)]
-        self.layers += [(p[f"{i}"].flatten(1), p[f"{i}.bias"], 3) for i in range((len(p) - 4) // 2)]
-        self.head = p["head"], p["head.bias"]
+    def __init__(self, layers: list[Layer], height: int, width: int) -> None:
+        self.height, self.width = height, width
+        self.levels = len(layers[-1].bias) // COLOURS
+        self.sizes = [one.kernel.shape[-1] for one in layers]
+        self.channels = [one.kernel.shape[1] for one in layers]
+        self.cuts = [_colours(len(one.bias)) for one in layers]
+        self.products = [[_rows(one, cut) for cut in cuts] for one, cuts in zip(layers, self.cuts, strict=True)]
 
     @torch.inference_mode()
     def __call__(self, u: Tensor) -> Tensor:
         rows = u.shape[1]
-        channels = [COLOURS, *(len(weight) for weight, _, _ in self.layers)]
         # With a margin of zeros, [height + half, width + 2 half, rows, channels].
-        halves = [size // 2 for _, _, size in self.layers]
+        halves = [size // 2 for size in self.sizes]
         caches = [
-            torch.zeros(self.height + half, self.width + 2 * half, rows, count)
-            for half, count in zip(halves, channels, strict=False)
+            u.new_zeros(self.height + half, self.width + 2 * half, rows, channels)
+            for half, channels in zip(halves, self.channels, strict=True)
         ]
-        drawn = torch.empty(rows, len(u), dtype=torch.int64)
-        for pixel in range(len(u) // COLOURS):
+        drawn = torch.empty(rows, len(u), dtype=torch.int64, device=u.device)
+        for position in range(len(u)):
+            pixel, colour = divmod(position, COLOURS)
             h, w = divmod(pixel, self.width)
-            for i, (weight, bias, size) in enumerate(self.layers):
-                half = halves[i]
-                above = caches[i][h : h + half, w : w + size].flatten(0, 1)
-                beside = caches[i][h + half, w : w + half + (i > 0)]
-                patch = torch.cat([above, beside]).transpose(0, 1).flatten(1)
-                y = torch.relu(functional.linear(patch, weight, bias))
-                if i + 1 < len(self.layers):
-                    caches[i + 1][h + halves[i + 1], w + halves[i + 1]] = y
-            logits = functional.linear(y, *self.head).unflatten(1, (COLOURS, self.levels))
-            for c in range(COLOURS):
-                symbol = draw(logits[:, c], u[pixel * COLOURS + c])
-                drawn[:, pixel * COLOURS + c] = symbol
-                caches[0][h + halves[0], w + halves[0], :, c] = symbol * (2 / (self.levels - 1)) - 1
+            for i, (cache, half, size) in enumerate(zip(caches, halves, self.sizes, strict=True)):
+                above = cache[h : h + half, w : w + size].flatten(0, 1)
+                patch = torch.cat([above, cache[h + half, w : w + half + 1]]).transpose(0, 1).flatten(1)
+                y = functional.linear(patch, *self.products[i][colour])
+                if i + 1 < len(caches):
+                    caches[i + 1][h + halves[i + 1], w + halves[i + 1], :, self.cuts[i][colour]] = torch.relu(y)
+            drawn[:, position] = draw(y, u[position])
+            caches[0][h + halves[0], w + halves[0], :, colour] = drawn[:, position] * (2 / (self.levels - 1)) - 1
         return drawn
+
+
+def _colours(channels: int) -> list[slice]:
+    # Channel c has colour floor(c * COLOURS / channels).
+    edges = [-(-k * channels // COLOURS) for k in range(COLOURS + 1)]
+    return [slice(first, last) for first, last in itertools.pairwise(edges)]
+
+
+def _rows(layer: Layer, outputs: slice) -> tuple[Tensor, Tensor]:
+    # Of some outputs the matrix over what comes up to the centre, tap by tap.
+    size = layer.kernel.shape[-1]
+    taps = layer.kernel[outputs].flatten(2)[:, :, : size * (size // 2) + size // 2 + 1]
+    return taps.transpose(1, 2).flatten(1).contiguous(), layer.bias[outputs].contiguous()
 
 
 def pixelcnn(
     height: int,
     width: int,
     features: int,
-    layers: int,
+    depth: int,
     levels: int = 256,
     *,
     rows: int = 1,
     dtype: torch.dtype = torch.float32,
     small: bool = False,
+    devices: tuple[str, ...] = ("cpu", "cuda"),
 ) -> Case:
     pixels = height * width
 
-    def make() -> Workload:
-        p = parameters(features, layers, levels)
-        full, cached = Full(p, height, width), Cached(p, height, width)
+    def make(device: torch.device) -> Workload:
+        model = make_model(height, width, features, depth, levels).to(device)
+        layers = layers_of(model)
+        full, cached = Full(layers, height, width), Cached(layers, height, width)
         if small:
             loops: dict[str, Loop] = {"cached loop": cached, "full passes": full}
-            return Workload(program(p, height, width), rows, pixels * COLOURS, loops)
-        x, u = torch.rand(rows, COLOURS, height, width) * 2 - 1, torch.rand(COLOURS, rows)
+            return Workload(model.lower(), rows, pixels * COLOURS, loops)
+        x = torch.rand(rows, COLOURS, height, width, device=device) * 2 - 1
+        u = torch.rand(rows, device=device)
 
         def one_pass() -> None:
-            full.one_pass(x, height // 2, width // 2, u)
+            full.one_pass(x, height // 2, width // 2, 1, u)
 
-        others = {"full passes": Part(one_pass, pixels)}
-        return Workload(program(p, height, width), rows, pixels * COLOURS, {"cached loop": cached}, others)
+        others: dict[str, Call | Part | Absent] = {"full passes": Part(one_pass, pixels * COLOURS)}
+        if device.type == "cuda":
+            others["CUDA graph, full passes"] = Part(CudaGraph(one_pass), pixels * COLOURS)
+        loops = {"cached loop": cached}
+        # The first rows of the image.
+        captured = 4 * width * COLOURS
+        return Workload(model.lower(), rows, pixels * COLOURS, loops, others, captured)
 
-    weights = features * (len(FIRST) * COLOURS + layers * len(REST) * features + COLOURS * levels)
+    # At the centre a colour sees the earlier ones and, past the first layer, its own: about two thirds of the weights.
+    weights = features * (
+        24 * COLOURS + COLOURS + 4 * depth * features + 2 * (depth * features + COLOURS * levels) // 3
+    )
     return case(
-        f"pixelcnn-{height}x{width}x{features}x{layers}",
+        f"pixelcnn-{height}x{width}x{features}x{depth}",
         make,
         Work(weights=weights, products=weights, steps=pixels),
         rows=rows,
         dtype=dtype,
-        shapes=f"{height}x{width}x{COLOURS}, {features} channels, 7x7 A and {layers} 3x3 B, {levels} levels",
+        shapes=f"{height}x{width}x{COLOURS}, {features} channels, 7x7 A and {depth} 3x3 B, {levels} levels",
         per=1,
         unit="batch of images" if rows > 1 else "image",
         small=small,
+        devices=devices,
     )
 
 
 CASES = (
     pixelcnn(32, 32, 128, 8),
     pixelcnn(32, 32, 128, 8, dtype=torch.bfloat16),
+    pixelcnn(32, 32, 128, 8, dtype=torch.int8, devices=("cpu",)),
+    pixelcnn(32, 32, 128, 8, rows=64, devices=("cuda",)),
     pixelcnn(5, 4, 16, 2, 8, rows=2, small=True),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fastar.bench.alternatives import compiled
+from fastar.bench.cases.sampling import _llama
 from fastar.bench.cases.sampling._common import Loop, Work, Workload, case, draw, random
 from fastar.bench.registry import Absent, Call, Case, Part
-from fastar.sampling import Builder, Head, Program, Value
-from fastar.sampling.instructions import Attention, Draw, Gather, Linear, Norm
-
-Parameters = dict[str, Tensor]
+from fastar.models import Transformer
 
 
 @dataclass(frozen=True)
@@ -39,97 +38,91 @@ GPT2 = Shape(50257, 1024, 768, 12, 12)
 TINY = Shape(40, 16, 16, 2, 2)
 
 
-def parameters(s: Shape) -> Parameters:
+def make_model(s: Shape) -> Transformer:
+    """`fastar.models.Transformer`; the last token of the vocabulary begins a row."""
+    model = Transformer(s.vocabulary, s.context, s.width, s.layers, s.heads, bos=s.vocabulary - 1)
     generator = torch.Generator().manual_seed(0)
-    p = {
-        "tokens": random(generator, s.vocabulary, s.width, scale=2.0),
-        "places": random(generator, s.context, s.width),
-        "norm": torch.ones(s.width),
-        "norm.bias": random(generator, s.width),
-    }
-    for i in range(s.layers):
-        for name, outputs, inputs in (
-            ("query", 1, 1),
-            ("key", 1, 1),
-            ("value", 1, 1),
-            ("mix", 1, 1),
-            ("up", 4, 1),
-            ("down", 1, 4),
-        ):
-            p[f"{i}.{name}"] = random(generator, outputs * s.width, inputs * s.width)
-            p[f"{i}.{name}.bias"] = random(generator, outputs * s.width, scale=0.2)
-        for name in ("norm1", "norm2"):
-            p[f"{i}.{name}"] = torch.ones(s.width)
-            p[f"{i}.{name}.bias"] = random(generator, s.width, scale=0.2)
-    return p
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                # Wide logits: were all symbols about as likely, rounding would decide too many draws of the check.
+                parameter.copy_(random(generator, *parameter.shape, scale=5.0 if name == "wte.weight" else 1.0))
+            elif name.endswith("bias"):
+                parameter.copy_(random(generator, *parameter.shape, scale=0.2))
+    return model.eval()
 
 
-def program(p: Parameters, s: Shape) -> Program:
-    """The last token of the vocabulary begins a row."""
-    D = s.width
-    b = Builder("transformer", Value("int", 1, s.vocabulary), None, limit=s.context)
-    for name, weight in p.items():
-        b.weight(name, weight)
-    x, y, q, z, f = (b.scratch(n, k).at() for n, k in (("x", D), ("y", D), ("q", D), ("z", D), ("f", 4 * D)))
-    logits = b.scratch("logits", s.vocabulary).at()
-    keys = [b.state(f"{i}.keys", s.context, D) for i in range(s.layers)]
-    values = [b.state(f"{i}.values", s.context, D) for i in range(s.layers)]
-    with b.loop("t", None) as t:
-        b.add(Gather(x, "places", base=t), Gather(x, "tokens", position=t - 1, first=s.vocabulary - 1, add=x))
-        for i in range(s.layers):
-            b.add(
-                Norm(y, x, "layer", f"{i}.norm1", f"{i}.norm1.bias"),
-                Linear(q, y, f"{i}.query", f"{i}.query.bias"),
-                Linear(keys[i].at(t), y, f"{i}.key", f"{i}.key.bias"),
-                Linear(values[i].at(t), y, f"{i}.value", f"{i}.value.bias"),
-                Attention(z, q, f"{i}.keys", f"{i}.values", t, s.heads, s.heads, (D // s.heads) ** -0.5),
-                Linear(x, z, f"{i}.mix", f"{i}.mix.bias", add=x),
-                Norm(y, x, "layer", f"{i}.norm2", f"{i}.norm2.bias"),
-                Linear(f, y, f"{i}.up", f"{i}.up.bias", activation="gelu_tanh"),
-                Linear(x, f, f"{i}.down", f"{i}.down.bias", add=x),
-            )
-        b.add(
-            Norm(y, x, "layer", "norm", "norm.bias"),
-            Linear(logits, y, "tokens"),
-            Draw(Head("categorical", s.vocabulary), t, logits),
-        )
-    return b.build()
-
-
-def cached(p: Parameters, s: Shape, dtype: torch.dtype) -> Loop:
+def cached(model: Transformer, s: Shape, dtype: torch.dtype) -> Loop:
     """Keys and values in tensors of their full size; query, key and value in one product."""
-    p = {name: weight.to(dtype) for name, weight in p.items()}
-    three = [
-        tuple(torch.cat([p[f"{i}.{name}{part}"] for name in ("query", "key", "value")]) for part in ("", ".bias"))
-        for i in range(s.layers)
-    ]
+    p = {name: weight.detach().to(dtype) for name, weight in model.state_dict().items()}
+    *blocks, last = (f"body.{i}" for i in range(s.layers + 1))
 
     def norm(x: Tensor, name: str) -> Tensor:
-        return functional.layer_norm(x, (s.width,), p[name], p[f"{name}.bias"])
+        return functional.layer_norm(x, (s.width,), p[f"{name}.weight"], p[f"{name}.bias"])
 
     def linear(x: Tensor, name: str) -> Tensor:
-        return functional.linear(x, p[name], p[f"{name}.bias"])
+        return functional.linear(x, p[f"{name}.weight"], p[f"{name}.bias"])
 
     @torch.inference_mode()
     def loop(u: Tensor) -> Tensor:
         rows, length = u.shape[1], len(u)
-        kept = torch.empty(s.layers, 2, rows, s.heads, length, s.width // s.heads, dtype=dtype)
-        symbol = torch.full((rows,), s.vocabulary - 1)
-        drawn = torch.empty(rows, length, dtype=torch.int64)
+        kept = u.new_empty(s.layers, 2, rows, s.heads, length, s.width // s.heads, dtype=dtype)
+        symbol = torch.full((rows,), s.vocabulary - 1, device=u.device)
+        drawn = torch.empty(rows, length, dtype=torch.int64, device=u.device)
         for t in range(length):
-            x = functional.embedding(symbol, p["tokens"]) + p["places"][t]
-            for i in range(s.layers):
-                y = functional.linear(norm(x, f"{i}.norm1"), *three[i])
+            x = functional.embedding(symbol, p["wte.weight"]) + p["wpe.0.weight"][t]
+            for (keys, values), block in zip(kept, blocks, strict=True):
+                y = linear(norm(x, f"{block}.norm_1"), f"{block}.attention.qkv")
                 q, k, v = y.view(rows, 3, s.heads, -1).unbind(1)
-                keys, values = kept[i]
                 keys[:, :, t], values[:, :, t] = k, v
                 mixed = functional.scaled_dot_product_attention(
                     q[:, :, None], keys[:, :, : t + 1], values[:, :, : t + 1]
                 )
-                x = x + linear(mixed.reshape(rows, -1), f"{i}.mix")
-                up = functional.gelu(linear(norm(x, f"{i}.norm2"), f"{i}.up"), approximate="tanh")
-                x = x + linear(up, f"{i}.down")
-            symbol = draw(functional.linear(norm(x, "norm"), p["tokens"]), u[t])
+                x = x + linear(mixed.reshape(rows, -1), f"{block}.attention.proj")
+                up = functional.gelu(linear(norm(x, f"{block}.norm_2"), f"{block}.widen"), approximate="tanh")
+                x = x + linear(up, f"{block}.narrow")
+            symbol = draw(functional.linear(norm(x, last), p["wte.weight"]), u[t])
+            drawn[:, t] = symbol
+        return drawn
+
+    return loop
+
+
+def _block(x: Tensor, t: Tensor, heads: int, keys: Tensor, values: Tensor, w: Sequence[Tensor]) -> Tensor:
+    norm1, bias1, three, three_bias, mix, mix_bias, norm2, bias2, up, up_bias, down, down_bias = w
+    rows, D = x.shape
+    y = functional.linear(functional.layer_norm(x, (D,), norm1, bias1), three, three_bias)
+    q, k, v = y.view(rows, 3, heads, 1, -1).unbind(1)
+    keys.index_copy_(2, t, k)
+    values.index_copy_(2, t, v)
+    seen = torch.arange(keys.shape[2], device=x.device) <= t
+    mixed = functional.scaled_dot_product_attention(q, keys, values, attn_mask=seen[None])
+    x = x + functional.linear(mixed.reshape(rows, D), mix, mix_bias)
+    hidden = functional.linear(functional.layer_norm(x, (D,), norm2, bias2), up, up_bias)
+    return x + functional.linear(functional.gelu(hidden, approximate="tanh"), down, down_bias)
+
+
+def static(model: Transformer, s: Shape, dtype: torch.dtype, *, compile_parts: bool = False) -> Loop:
+    """Whole keys and values seen through a mask, so that every step has the same shapes."""
+    p = {name: weight.detach().to(dtype) for name, weight in model.state_dict().items()}
+    block = compiled(_block) if compile_parts else _block
+    parts = ("norm_1", "attention.qkv", "attention.proj", "norm_2", "widen", "narrow")
+    layers = [[p[f"body.{i}.{part}.{kind}"] for part in parts for kind in ("weight", "bias")] for i in range(s.layers)]
+    last = [p[f"body.{s.layers}.{kind}"] for kind in ("weight", "bias")]
+
+    @torch.inference_mode()
+    def loop(u: Tensor) -> Tensor:
+        rows, length = u.shape[1], len(u)
+        kept = u.new_zeros(s.layers, 2, rows, s.heads, length, s.width // s.heads, dtype=dtype)
+        places = torch.arange(length, device=u.device)
+        symbol = torch.full((rows,), s.vocabulary - 1, device=u.device)
+        drawn = torch.empty(rows, length, dtype=torch.int64, device=u.device)
+        for t in range(length):
+            x = functional.embedding(symbol, p["wte.weight"]) + p["wpe.0.weight"][t]
+            for (keys, values), weights in zip(kept, layers, strict=True):
+                x = block(x, places[t : t + 1], s.heads, keys, values, weights)
+            x = functional.layer_norm(x, (s.width,), *last)
+            symbol = draw(functional.linear(x, p["wte.weight"]), u[t])
             drawn[:, t] = symbol
         return drawn
 
@@ -150,13 +143,15 @@ def _hugging_face(s: Shape) -> Any:
     return transformers.GPT2LMHeadModel(config).eval()
 
 
-def generate(s: Shape, rows: int, length: int, dtype: torch.dtype) -> Call | Absent:
-    """transformers' own loop over its own model, weights as it initialises them."""
+def generate(
+    s: Shape, rows: int, length: int, dtype: torch.dtype, device: torch.device, cache: str | None = None
+) -> Call | Absent:
+    """transformers' own loop over its own model, weights as it initialises them; a "static" cache is compiled."""
     missing = _missing("transformers")
     if missing:
         return missing
-    model = _hugging_face(s).to(dtype)
-    start = torch.full((rows, 1), s.vocabulary - 1)
+    model = _hugging_face(s).to(device, dtype)
+    start = torch.full((rows, 1), s.vocabulary - 1, device=device)
 
     def call() -> None:
         with torch.inference_mode():
@@ -168,6 +163,7 @@ def generate(s: Shape, rows: int, length: int, dtype: torch.dtype) -> Call | Abs
                 max_new_tokens=length,
                 min_new_tokens=length,
                 pad_token_id=s.vocabulary - 1,
+                cache_implementation=cache,
             )
 
     return call
@@ -209,22 +205,36 @@ def ctranslate2(s: Shape, rows: int, length: int, compute: str) -> Call | Absent
     return call
 
 
+def llama(s: Shape, rows: int, length: int, kind: str) -> Call | Absent:
+    """llama.cpp's decoding, over the same architecture with random weights."""
+    return _missing("llama_cpp", "gguf") or _llama.generate(s, rows, length, kind)
+
+
 def transformer(
     name: str, s: Shape, steps: int, *, rows: int = 1, dtype: torch.dtype = torch.float32, small: bool = False
 ) -> Case:
-    def make() -> Workload:
-        p = parameters(s)
-        loops = {"cached loop": cached(p, s, torch.float32)}
+    def make(device: torch.device) -> Workload:
+        model = make_model(s).to(device)
+        loops = {"cached loop": cached(model, s, torch.float32)}
         others: dict[str, Call | Part | Absent] = {}
-        narrow = [] if dtype == torch.float32 else [torch.bfloat16]
-        if narrow:
-            loops["cached loop in bfloat16"] = cached(p, s, torch.bfloat16)
+        fast = torch.float32 if dtype == torch.float32 else torch.bfloat16
+        if fast != torch.float32:
+            loops["cached loop in bfloat16"] = cached(model, s, fast)
+        if device.type == "cuda":
+            loops["static cache, layers compiled"] = static(model, s, fast, compile_parts=True)
+        elif small:
+            loops["static cache"] = static(model, s, fast)
         if not small:
-            for one in narrow or [torch.float32]:
-                others[f"transformers generate, {str(one).removeprefix('torch.')}"] = generate(s, rows, steps, one)
-            for compute in {torch.int8: ("int8",), torch.bfloat16: ("int8",)}.get(dtype, ("float32",)):
+            name = f"transformers generate, {str(fast).removeprefix('torch.')}"
+            others[name] = generate(s, rows, steps, fast, device)
+            if device.type == "cuda":
+                others[f"{name}, static cache"] = generate(s, rows, steps, fast, device, "static")
+            if device.type == "cpu":
+                compute = "float32" if dtype == torch.float32 else "int8"
                 others[f"CTranslate2, {compute}"] = ctranslate2(s, rows, steps, compute)
-        return Workload(program(p, s), rows, steps, loops, others)
+                kind = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int8: "Q8_0"}[dtype]
+                others[f"llama.cpp, {kind}"] = llama(s, rows, steps, kind)
+        return Workload(model.lower(), rows, steps, loops, others)
 
     return case(
         name,

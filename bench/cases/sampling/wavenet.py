@@ -6,10 +6,11 @@ from collections import deque
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from fastar.bench.cases.sampling._common import Loop, Work, Workload, case, draw, random
+from fastar.bench.alternatives import compiled
+from fastar.bench.cases.sampling._common import Loop, Work, Workload, case, draw, on, random
 from fastar.bench.registry import Case
 from fastar.sampling import Builder, Head, Program, Value
 from fastar.sampling.instructions import Draw, Elementwise, Gate, Gather, Linear, TappedLinear
@@ -63,6 +64,63 @@ def program(p: Parameters, dilations: Sequence[int]) -> Program:
     return b.build()
 
 
+class Layer(nn.Module):
+    """A layer as trained: convolutions for filter and gate, and of one tap for residual and skip."""
+
+    def __init__(self, p: Parameters, i: int) -> None:
+        super().__init__()
+        R, S = p["embed"].shape[1], len(p["post"])
+        self.filter, self.gate = nn.Conv1d(R, R, 2), nn.Conv1d(R, R, 2)
+        self.residual, self.skip = nn.Conv1d(R, R, 1, bias=False), nn.Conv1d(R, S, 1, bias=False)
+        taps = p[f"{i}.gates"].view(2 * R, 2, R).transpose(1, 2)
+        halves = zip(taps.split(R), p[f"{i}.gates.bias"].split(R), strict=True)
+        with torch.no_grad():
+            for convolution, (weight, bias) in zip((self.filter, self.gate), halves, strict=True):
+                convolution.weight.copy_(weight)
+                convolution.bias.copy_(bias)  # type: ignore[union-attr]
+            self.residual.weight.copy_(p[f"{i}.residual"][..., None])
+            self.skip.weight.copy_(p[f"{i}.skip"][..., None])
+
+    def forward(self, taps: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the next layer sees, what the output layers see) of an input and the one a dilation ago, [B, R, 2]."""
+        z = torch.tanh(self.filter(taps)) * torch.sigmoid(self.gate(taps))
+        return taps[:, :, 1:] + self.residual(z), self.skip(z)
+
+
+def modules(p: Parameters, dilations: Sequence[int]) -> Loop:
+    """As published: the model's own modules, over a queue per layer."""
+    S, symbols, device = len(p["post"]), len(p["head"]), p["post"].device
+    layers = nn.ModuleList(Layer(p, i) for i in range(len(dilations))).to(device)
+    post, head = (nn.Conv1d(S, outputs, 1, device=device) for outputs in (S, symbols))
+    embed = nn.Embedding.from_pretrained(p["embed"])
+    with torch.no_grad():
+        for convolution, name in ((post, "post"), (head, "head")):
+            convolution.weight.copy_(p[name][..., None])
+            convolution.bias.copy_(p[f"{name}.bias"])  # type: ignore[union-attr]
+
+    @torch.inference_mode()
+    def loop(u: Tensor) -> Tensor:
+        rows = u.shape[1]
+        queues = [deque([u.new_zeros(rows, p["embed"].shape[1], 1)] * d) for d in dilations]
+        symbol = torch.full((rows,), len(p["embed"]) - 1, device=u.device)
+        drawn = []
+        for t in range(len(u)):
+            x = embed(symbol)[:, :, None]
+            skip: Tensor | float = 0.0
+            for layer, queue in zip(layers, queues, strict=True):
+                taps = torch.cat([queue.popleft(), x], 2)
+                queue.append(x)
+                x, out = layer(taps)
+                skip = skip + out
+            assert isinstance(skip, Tensor)
+            hidden = functional.relu(post(functional.relu(skip)))
+            symbol = draw(head(hidden)[:, :, 0], u[t])
+            drawn.append(symbol)
+        return torch.stack(drawn, 1)
+
+    return loop
+
+
 def plain(p: Parameters, dilations: Sequence[int]) -> Loop:
     """A queue per layer, and a product for each tap of filter and gate, for residual and for skip."""
     R = p["embed"].shape[1]
@@ -75,8 +133,8 @@ def plain(p: Parameters, dilations: Sequence[int]) -> Loop:
     @torch.inference_mode()
     def loop(u: Tensor) -> Tensor:
         rows = u.shape[1]
-        queues = [deque([torch.zeros(rows, R)] * d) for d in dilations]
-        symbol = torch.full((rows,), len(p["embed"]) - 1)
+        queues = [deque([u.new_zeros(rows, R)] * d) for d in dilations]
+        symbol = torch.full((rows,), len(p["embed"]) - 1, device=u.device)
         drawn = []
         for t in range(len(u)):
             x = functional.embedding(symbol, p["embed"])
@@ -98,31 +156,39 @@ def plain(p: Parameters, dilations: Sequence[int]) -> Loop:
     return loop
 
 
-def joined(p: Parameters, dilations: Sequence[int], dtype: torch.dtype) -> Loop:
+def _layer(past: Tensor, x: Tensor, gates: Tensor, bias: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
+    R = x.shape[1]
+    y = functional.linear(torch.cat([past, x], 1), gates, bias)
+    y = functional.linear(torch.tanh(y[:, :R]) * torch.sigmoid(y[:, R:]), both)
+    return x + y[:, :R], y[:, R:]
+
+
+def _logits(skip: Tensor, post: Tensor, post_bias: Tensor, head: Tensor, head_bias: Tensor) -> Tensor:
+    return functional.linear(torch.relu(functional.linear(torch.relu(skip), post, post_bias)), head, head_bias)
+
+
+def joined(p: Parameters, dilations: Sequence[int], dtype: torch.dtype, *, compile_parts: bool = False) -> Loop:
     """The same with as few products as possible: both taps of filter and gate in one, residual and skip in another."""
     p = {name: weight.to(dtype) for name, weight in p.items()}
     R = p["embed"].shape[1]
     both = [torch.cat([p[f"{i}.residual"], p[f"{i}.skip"]]) for i in range(len(dilations))]
+    layer, logits = (compiled(_layer), compiled(_logits)) if compile_parts else (_layer, _logits)
 
     @torch.inference_mode()
     def loop(u: Tensor) -> Tensor:
         rows = u.shape[1]
-        queues = [torch.zeros(d, rows, R, dtype=dtype) for d in dilations]
-        symbol = torch.full((rows,), len(p["embed"]) - 1)
-        drawn = torch.empty(rows, len(u), dtype=torch.int64)
+        queues = [u.new_zeros(d, rows, R, dtype=dtype) for d in dilations]
+        symbol = torch.full((rows,), len(p["embed"]) - 1, device=u.device)
+        drawn = torch.empty(rows, len(u), dtype=torch.int64, device=u.device)
         for t in range(len(u)):
             x = functional.embedding(symbol, p["embed"])
             skip: Tensor | float = 0.0
             for i, d in enumerate(dilations):
                 past = queues[i][t % d]
-                y = functional.linear(torch.cat([past, x], 1), p[f"{i}.gates"], p[f"{i}.gates.bias"])
+                y, more = layer(past, x, p[f"{i}.gates"], p[f"{i}.gates.bias"], both[i])
                 past.copy_(x)
-                y = functional.linear(torch.tanh(y[:, :R]) * torch.sigmoid(y[:, R:]), both[i])
-                x = x + y[:, :R]
-                skip = skip + y[:, R:]
-            assert isinstance(skip, Tensor)
-            hidden = torch.relu(functional.linear(torch.relu(skip), p["post"], p["post.bias"]))
-            symbol = draw(functional.linear(hidden, p["head"], p["head.bias"]), u[t])
+                x, skip = y, skip + more
+            symbol = draw(logits(skip, p["post"], p["post.bias"], p["head"], p["head.bias"]), u[t])
             drawn[:, t] = symbol
         return drawn
 
@@ -139,13 +205,22 @@ def wavenet(
     rows: int = 1,
     dtype: torch.dtype = torch.float32,
     small: bool = False,
+    devices: tuple[str, ...] = ("cpu", "cuda"),
 ) -> Case:
-    def make() -> Workload:
-        p = parameters(symbols, residual, skip, len(dilations))
-        loops = {"cached loop": plain(p, dilations), "same, joined": joined(p, dilations, torch.float32)}
-        if dtype == torch.bfloat16:
-            loops["same, joined, in bfloat16"] = joined(p, dilations, torch.bfloat16)
-        return Workload(program(p, dilations), rows, steps, loops)
+    def make(device: torch.device) -> Workload:
+        p = on(device, parameters(symbols, residual, skip, len(dilations)))
+        loops = {
+            "cached loop of modules": modules(p, dilations),
+            "cached loop, tuned": plain(p, dilations),
+            "cached loop, tuned, joined": joined(p, dilations, torch.float32),
+        }
+        narrow = dtype in (torch.bfloat16, torch.float16)
+        if narrow:
+            loops[f"cached loop, tuned, joined, in {str(dtype).removeprefix('torch.')}"] = joined(p, dilations, dtype)
+        if device.type == "cuda":
+            fast = dtype if narrow else torch.float32
+            loops["cached loop, tuned, joined, layers compiled"] = joined(p, dilations, fast, compile_parts=True)
+        return Workload(program(p, dilations), rows, steps, loops, captured=min(steps, 50))
 
     weights = len(dilations) * residual * (5 * residual + skip) - residual**2 + skip * (skip + symbols)
     return case(
@@ -158,15 +233,26 @@ def wavenet(
         per=steps,
         unit="step",
         small=small,
+        devices=devices,
     )
 
 
-_TWICE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) * 2
+_ONCE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_TWICE, _THRICE = _ONCE * 2, _ONCE * 3
+
+
+def _on_a_gpu(residual: int, skip: int, dilations: Sequence[int], *rows: int) -> list[Case]:
+    options = {"dtype": torch.float16, "devices": ("cuda",)}
+    return [wavenet(residual, skip, 256, dilations, 500, rows=n, **options) for n in rows]
+
 
 CASES = (
     wavenet(64, 256, 256, _TWICE, 500),
     wavenet(64, 256, 256, _TWICE, 500, dtype=torch.bfloat16),
     wavenet(64, 256, 256, _TWICE, 500, dtype=torch.int8),
     wavenet(64, 256, 256, _TWICE, 100, rows=16),
+    *_on_a_gpu(64, 256, _TWICE, 1, 16, 128),
+    *_on_a_gpu(64, 128, _THRICE, 1),
+    *_on_a_gpu(128, 256, _THRICE, 1, 128),
     wavenet(8, 12, 10, (1, 2, 4), 20, rows=2, small=True),
 )

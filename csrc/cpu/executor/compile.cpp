@@ -52,11 +52,32 @@ bool same(const Ref& a, const Ref& b) {
 
 }  // namespace
 
+namespace {
+
+// About what a plan will ask for. Tables are not packed, and matrices are padded.
+std::size_t expected_bytes(const Program& program, Precision precision) {
+    double total = 0.0;
+    for (const Weight& one : program.weights) {
+        const double count = std::accumulate(one.shape.begin(), one.shape.end(), 1.0, std::multiplies<>());
+        total += count * (precision == Precision::kFloat32    ? 4.0
+                          : precision == Precision::kBfloat16 ? 2.0
+                                                              : 1.0) +
+                 64.0;
+    }
+    return static_cast<std::size_t>(total);
+}
+
+}  // namespace
+
+WeightStore::WeightStore(const Program& program, Precision precision)
+    : program_(program), precision_(precision), arena_(expected_bytes(program, precision)) {}
+
 std::shared_ptr<const Matrix> WeightStore::matrix(int number, std::int64_t banks, std::int64_t outputs,
                                                   std::int64_t inputs, bool by_rows) {
     auto& held = matrices_[{number, by_rows}];
     if (!held) {
-        held = std::make_shared<const Matrix>(pack(weight(number).floats, banks, outputs, inputs, precision_, by_rows));
+        held = std::make_shared<const Matrix>(
+            pack(weight(number).floats, banks, outputs, inputs, precision_, by_rows, arena_));
     }
     return held;
 }
@@ -64,45 +85,41 @@ std::shared_ptr<const Matrix> WeightStore::matrix(int number, std::int64_t banks
 const float* WeightStore::floats(int number) {
     if (number < 0) return nullptr;
     auto& held = tables_[number];
-    if (held.size() == 0) {
+    if (!held) {
         const auto& shape = weight(number).shape;
         const auto bytes = sizeof(float) * static_cast<std::size_t>(std::accumulate(
                                                shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()));
-        held = AlignedBytes(bytes);
-        std::memcpy(held.data(), weight(number).floats, bytes);
+        held = std::memcpy(arena_.take(bytes), weight(number).floats, bytes);
     }
-    return held.as<const float>();
+    return static_cast<const float*>(held);
 }
 
 const float* WeightStore::padded(int number, std::int64_t width, std::int64_t to, float rest,
                                  const std::function<float(float)>& change) {
     const auto& shape = weight(number).shape;
     const std::int64_t rows = std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>()) / width;
-    AlignedBytes& held = changed_.emplace_back(sizeof(float) * static_cast<std::size_t>(rows * to));
+    auto* held = reinterpret_cast<float*>(arena_.take(sizeof(float) * static_cast<std::size_t>(rows * to)));
     for (std::int64_t row = 0; row < rows; ++row) {
-        float* out = held.as<float>() + row * to;
+        float* out = held + row * to;
         std::transform(weight(number).floats + row * width, weight(number).floats + (row + 1) * width, out, change);
         std::fill(out + width, out + to, rest);
     }
-    return held.as<const float>();
+    return held;
 }
 
 const std::int32_t* WeightStore::integers(int number) {
     if (number < 0) return nullptr;
     auto& held = tables_[number];
-    if (held.size() == 0) {
+    if (!held) {
         const auto bytes = sizeof(std::int32_t) * static_cast<std::size_t>(weight(number).shape[0]);
-        held = AlignedBytes(bytes);
-        std::memcpy(held.data(), weight(number).integers, bytes);
+        held = std::memcpy(arena_.take(bytes), weight(number).integers, bytes);
     }
-    return held.as<const std::int32_t>();
+    return static_cast<const std::int32_t*>(held);
 }
 
 std::size_t WeightStore::bytes() const {
-    std::size_t total = 0;
-    for (const auto& [key, matrix] : matrices_) total += matrix->weights.size() + matrix->scales.size() * sizeof(float);
-    for (const auto& [key, table] : tables_) total += table.size();
-    for (const auto& table : changed_) total += table.size();
+    std::size_t total = arena_.used();
+    for (const auto& [key, matrix] : matrices_) total += matrix->scales.size() * sizeof(float);
     return total;
 }
 

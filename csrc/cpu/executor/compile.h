@@ -17,7 +17,7 @@ namespace fastar::cpu {
 // used.
 class WeightStore {
   public:
-    WeightStore(const Program& program, Precision precision) : program_(program), precision_(precision) {}
+    WeightStore(const Program& program, Precision precision);
 
     // [.., outputs, inputs]: the last two dimensions after `banks` are flattened into inputs where taps are a third.
     std::shared_ptr<const Matrix> matrix(int weight, std::int64_t banks, std::int64_t outputs, std::int64_t inputs,
@@ -34,9 +34,9 @@ class WeightStore {
 
     const Program& program_;
     Precision precision_;
+    WeightArena arena_;
     std::map<std::pair<int, bool>, std::shared_ptr<const Matrix>> matrices_;
-    std::map<int, AlignedBytes> tables_;
-    std::vector<AlignedBytes> changed_;
+    std::map<int, const void*> tables_;
 };
 
 class Compiler {

@@ -55,41 +55,6 @@ bool covers(const Program& program, const Ref& ref) {
            ref.width == program.buffers[static_cast<std::size_t>(ref.buffer)].shape.back();
 }
 
-void rename_scratch(Program& program) {
-    const std::vector<Span> blocks = blocks_of(program);
-    // Where each buffer occurs: those of one block only are free to move.
-    std::map<int, std::set<std::size_t>> where;
-    for (std::size_t b = 0; b < blocks.size(); ++b) {
-        for (std::size_t at = blocks[b].begin; at < blocks[b].end; ++at) {
-            const auto note = [&](Ref& ref) { where[ref.buffer].insert(b); };
-            for_each_read(program.code[at], note);
-            for_each_write(program.code[at], note);
-        }
-    }
-    for (const Span& block : blocks) {
-        std::map<int, int> current;
-        for (std::size_t at = block.begin; at < block.end; ++at) {
-            Instruction& i = program.code[at];
-            const auto follow = [&](Ref& ref) {
-                if (const auto found = current.find(ref.buffer); found != current.end()) ref.buffer = found->second;
-            };
-            for_each_read(i, follow);
-            for_each_write(i, [&](Ref& ref) {
-                const int original = ref.buffer;
-                const Buffer& buffer = program.buffers[static_cast<std::size_t>(original)];
-                const bool fresh = buffer.kind == BufferKind::kScratch && where[original].size() == 1 &&
-                                   covers(program, ref) && i.op != Op::kAccumulate;
-                if (fresh && current.contains(original)) {
-                    current[original] = add_scratch(program, buffer.name, ref.width);
-                } else if (fresh) {
-                    current[original] = original;
-                }
-                follow(ref);
-            });
-        }
-    }
-}
-
 // How many of an instruction's taps read nothing that the block writes.
 int known_taps(const Program& program, const Span& block, std::size_t at) {
     Instruction probe = program.code[at];
@@ -141,6 +106,41 @@ void split_taps(Program& program) {
 }
 
 }  // namespace
+
+void rename_scratch(Program& program) {
+    const std::vector<Span> blocks = blocks_of(program);
+    // Where each buffer occurs: those of one block only are free to move.
+    std::map<int, std::set<std::size_t>> where;
+    for (std::size_t b = 0; b < blocks.size(); ++b) {
+        for (std::size_t at = blocks[b].begin; at < blocks[b].end; ++at) {
+            const auto note = [&](Ref& ref) { where[ref.buffer].insert(b); };
+            for_each_read(program.code[at], note);
+            for_each_write(program.code[at], note);
+        }
+    }
+    for (const Span& block : blocks) {
+        std::map<int, int> current;
+        for (std::size_t at = block.begin; at < block.end; ++at) {
+            Instruction& i = program.code[at];
+            const auto follow = [&](Ref& ref) {
+                if (const auto found = current.find(ref.buffer); found != current.end()) ref.buffer = found->second;
+            };
+            for_each_read(i, follow);
+            for_each_write(i, [&](Ref& ref) {
+                const int original = ref.buffer;
+                const Buffer& buffer = program.buffers[static_cast<std::size_t>(original)];
+                const bool fresh = buffer.kind == BufferKind::kScratch && where[original].size() == 1 &&
+                                   covers(program, ref) && i.op != Op::kAccumulate;
+                if (fresh && current.contains(original)) {
+                    current[original] = add_scratch(program, buffer.name, ref.width);
+                } else if (fresh) {
+                    current[original] = original;
+                }
+                follow(ref);
+            });
+        }
+    }
+}
 
 Program loosen(Program program, Precision precision) {
     rename_scratch(program);

@@ -15,4 +15,7 @@ namespace fastar::cpu {
 // The second is left out where the sums of a part depend on the rest: int8 scales its inputs by the largest of all.
 Program loosen(Program program, Precision precision);
 
+// The first of these changes alone.
+void rename_scratch(Program& program);
+
 }  // namespace fastar::cpu

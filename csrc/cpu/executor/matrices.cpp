@@ -11,6 +11,8 @@ namespace fastar::cpu {
 namespace {
 
 constexpr std::int64_t kRegister = 16;
+constexpr std::size_t kLine = 64;
+constexpr std::size_t kLargePage = std::size_t{1} << 21;
 
 std::int64_t round_up(std::int64_t n, std::int64_t to) {
     return (n + to - 1) / to * to;
@@ -65,14 +67,30 @@ void quantise(const float* from, std::int64_t outputs, std::int64_t inputs, cons
 }  // namespace
 
 AlignedBytes::AlignedBytes(std::size_t bytes, Pages pages) : size_(bytes) {
-    constexpr std::size_t kLine = 64;
+    const bool large = pages == Pages::kLarge && bytes >= kLargePage;
+    const std::size_t boundary = large ? kLargePage : kLine;
     // calloc knows that fresh pages are zero, and leaves them untouched.
-    held_.reset(std::calloc(std::max(bytes, kLine) + kLine, 1));
+    held_.reset(std::calloc(std::max(bytes, kLine) + boundary, 1));
     if (!held_) throw std::bad_alloc();
     void* start = held_.get();
-    std::size_t space = bytes + kLine;
-    data_ = static_cast<std::byte*>(std::align(kLine, bytes, start, space));
-    if (pages == Pages::kLarge) prefer_huge_pages(data_, bytes);
+    std::size_t space = bytes + boundary;
+    data_ = static_cast<std::byte*>(std::align(boundary, bytes, start, space));
+    if (large) prefer_huge_pages(data_, bytes);
+}
+
+std::byte* WeightArena::take(std::size_t bytes) {
+    const std::size_t whole = (bytes + kLine - 1) / kLine * kLine;
+    if (chunks_.empty() || used_of_last_ + whole > chunks_.back().size()) {
+        // From a quarter of a large page on, a whole one.
+        const std::size_t wanted = std::max(whole, chunk_);
+        const std::size_t unit = wanted >= kLargePage / 4 ? kLargePage : kLine;
+        chunks_.emplace_back((wanted + unit - 1) / unit * unit);
+        used_of_last_ = 0;
+    }
+    std::byte* at = chunks_.back().data() + used_of_last_;
+    used_of_last_ += whole;
+    used_ += whole;
+    return at;
 }
 
 bool prefers_rows(std::int64_t outputs) {
@@ -80,7 +98,7 @@ bool prefers_rows(std::int64_t outputs) {
 }
 
 Matrix pack(const float* weights, std::int64_t banks, std::int64_t outputs, std::int64_t inputs, Precision precision,
-            bool by_rows) {
+            bool by_rows, WeightArena& arena) {
     const std::int64_t padded = round_up(inputs, kInputBlock);
     const std::int64_t wide = round_up(outputs, kRegister);
     const std::int64_t unit = by_rows ? 1 : is_slim(outputs) ? kSlimUnit : kTileOutputs;
@@ -90,7 +108,7 @@ Matrix pack(const float* weights, std::int64_t banks, std::int64_t outputs, std:
              .inputs = padded,
              .units = (outputs + unit - 1) / unit,
              .bank_bytes = elements * sizeof(float),
-             .weights = {},
+             .weights = nullptr,
              .scales = {}};
     if (!by_rows && precision == Precision::kFloat32) m.storage = Storage::kTiles;
     if (!by_rows && (precision == Precision::kBfloat16 || (precision == Precision::kInt8 && is_slim(outputs)))) {
@@ -102,10 +120,10 @@ Matrix pack(const float* weights, std::int64_t banks, std::int64_t outputs, std:
         m.bank_bytes = elements;
         m.scales.resize(static_cast<std::size_t>(banks * 2 * outputs));
     }
-    m.weights = AlignedBytes(static_cast<std::size_t>(banks) * m.bank_bytes);
+    m.weights = arena.take(static_cast<std::size_t>(banks) * m.bank_bytes);
     for (std::int64_t bank = 0; bank < banks; ++bank) {
         const float* from = weights + bank * outputs * inputs;
-        std::byte* to = m.weights.data() + static_cast<std::size_t>(bank) * m.bank_bytes;
+        std::byte* to = m.weights + static_cast<std::size_t>(bank) * m.bank_bytes;
         switch (m.storage) {
             case Storage::kRows:
                 for (std::int64_t o = 0; o < outputs; ++o) {

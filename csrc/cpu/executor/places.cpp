@@ -34,6 +34,26 @@ Slot resolve(const Index& index) {
     return slot;
 }
 
+void Place::settle() {
+    const bool varies = offset.terms > 0 || offset.divisor != 1;
+    if (varies || coordinates > 1) return;
+    quick.base = base + offset.constant;
+    if (coordinates == 0) {
+        quick.form = Form::kFixed;
+        return;
+    }
+    const Slot& one = at[0];
+    // From 2^32 on the reciprocal is not exact enough, and of size 1 it does not fit.
+    if (one.terms > 1 || one.divisor != 1 || (ring && (size[0] < 2 || size[0] >> 32 != 0))) return;
+    quick.form = Form::kLine;
+    quick.variable = one.variable[0];
+    quick.constant = one.constant;
+    quick.coefficient = one.coefficient[0];
+    quick.size = size[0];
+    quick.stride = stride[0];
+    if (ring) quick.reciprocal = ~std::uint64_t{0} / static_cast<std::uint64_t>(size[0]) + 1;
+}
+
 Layout::Layout(const Program& program) : row_stride(0), inputs(0) {
     for (const Buffer& one : program.buffers) {
         const std::int64_t size =
@@ -69,6 +89,7 @@ Place Layout::resolve(const Program& program, const Ref& ref) const {
         place.stride[c] = stride;
         stride *= place.size[c];
     }
+    place.settle();
     return place;
 }
 

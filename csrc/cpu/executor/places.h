@@ -29,6 +29,30 @@ struct Slot {
 
 // Channels of a vector of one row's buffer, as an offset from the row's first number in its space.
 struct Place {
+    // What most places come down to, in one cache line: nothing varies, or one coordinate follows one variable.
+    enum class Form : std::int32_t { kFixed, kLine, kAny };
+    struct Short {
+        Form form = Form::kAny;
+        std::int32_t variable = 0;
+        std::int64_t base = 0;
+        std::int64_t constant = 0;
+        std::int64_t coefficient = 0;
+        std::int64_t size = 0;
+        std::int64_t stride = 0;
+        std::uint64_t reciprocal = 0;  // of the size of a ring, in units of 2^-64; else 0
+
+        std::int64_t at(const std::int64_t* variables) const { return constant + coefficient * variables[variable]; }
+
+        // i modulo size. Where both fit into 32 bits, the fraction of i times the reciprocal times the size is exactly
+        // that; a division would take three times as long.
+        std::int64_t wrapped(std::int64_t i) const {
+            if (static_cast<std::uint64_t>(i) >> 32 != 0) return i % size;
+            const std::uint64_t fraction = reciprocal * static_cast<std::uint64_t>(i);
+            return static_cast<std::int64_t>(static_cast<unsigned __int128>(fraction) * size >> 64);
+        }
+    };
+
+    Short quick;
     int space = 0;  // 0: the arena of states and scratch; i > 0: input i - 1
     std::int64_t base = 0;
     std::int64_t width = 0;
@@ -39,7 +63,15 @@ struct Place {
     std::int64_t stride[kMaxCoordinates] = {};
     Slot offset;
 
+    // Once everything else is set.
+    void settle();
+
     std::int64_t find(const std::int64_t* variables) const {
+        if (quick.form == Form::kFixed) return quick.base;
+        if (quick.form == Form::kLine) {
+            const std::int64_t i = quick.at(variables);
+            return quick.base + (quick.reciprocal ? quick.wrapped(i) : i) * quick.stride;
+        }
         std::int64_t where = base + offset.at(variables);
         for (int c = 0; c < coordinates; ++c) {
             const std::int64_t i = at[c].at(variables);
@@ -50,6 +82,11 @@ struct Place {
 
     // The offset with a tap added to the coordinates, or -1 where that is outside.
     std::int64_t find_tap(const std::int64_t* variables, const std::int64_t* tap) const {
+        if (quick.form == Form::kLine) {
+            const std::int64_t i = quick.at(variables) + tap[0];
+            if (i < 0 || (i >= quick.size && !quick.reciprocal)) return -1;
+            return quick.base + (quick.reciprocal ? quick.wrapped(i) : i) * quick.stride;
+        }
         std::int64_t where = base + offset.at(variables);
         for (int c = 0; c < coordinates; ++c) {
             std::int64_t i = at[c].at(variables) + tap[c];

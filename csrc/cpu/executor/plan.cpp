@@ -31,6 +31,17 @@ Entry control_of(const Instruction& i) {
 
 }  // namespace
 
+void note_reads(std::vector<Task>& tasks) {
+    Reads next;
+    for (int round = 0; round < 2; ++round) {
+        for (auto task = tasks.rbegin(); task != tasks.rend(); ++task) {
+            task->reads = task->step->reads(task->unit_begin, task->unit_end);
+            task->next = next;
+            if (task->reads.count > 0) next = task->reads;
+        }
+    }
+}
+
 void WorkspaceSizes::cover(const WorkspaceSizes& other) {
     segments = std::max(segments, other.segments);
     staging = std::max(staging, other.staging);
@@ -189,9 +200,11 @@ void Plan::share_rows(int count) {
         for (const auto& step : block.steps) {
             block.predicted_ns += model.step(*step, 1.0, rows);
             for (int t = 0; t < count; ++t) {
-                block.tasks[static_cast<std::size_t>(t)].push_back({step.get(), 0, step->units, t, count, 0, 0, false});
+                block.tasks[static_cast<std::size_t>(t)].push_back(
+                    {step.get(), 0, step->units, t, count, 0, 0, false, {}, {}});
             }
         }
+        for (auto& tasks : block.tasks) note_reads(tasks);
     }
 }
 

@@ -40,6 +40,8 @@ struct Task {
     int wait_begin;  // in Block::waits
     int wait_end;
     bool signals;
+    Reads reads;
+    Reads next;  // of the next task that reads any; after the last comes the first
 };
 
 // Tasks of `thread` that must be complete: how many of its signals in this block.
@@ -47,6 +49,9 @@ struct Wait {
     int thread;
     std::uint64_t count;
 };
+
+// Sets what tasks in this order read.
+void note_reads(std::vector<Task>& tasks);
 
 // Instructions without control flow among them.
 struct Block {

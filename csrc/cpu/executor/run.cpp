@@ -34,6 +34,34 @@ const OddsLoop* kept_as_odds(const Plan& plan, std::size_t buffer) {
     return nullptr;
 }
 
+// Asks for weights that are going to be read, a few lines at a time and up to 128 KiB, so that waiting is not time
+// lost.
+class Fetch {
+  public:
+    explicit Fetch(const Reads& reads) : left_(reads) {}
+
+    // False where nothing is left.
+    bool operator()() {
+        constexpr std::size_t kLine = 64;
+        constexpr std::size_t kBurst = 8 * kLine;
+        if (left_.count == 0 || bursts_ == 0) return false;
+        --bursts_;
+        const std::size_t end = std::min(left_.bytes, done_ + kBurst);
+        for (; done_ < end; done_ += kLine) __builtin_prefetch(left_.at + done_);
+        if (done_ >= left_.bytes) {
+            done_ = 0;
+            left_.at += left_.stride;
+            --left_.count;
+        }
+        return true;
+    }
+
+  private:
+    Reads left_;
+    std::size_t done_ = 0;
+    int bursts_ = 256;
+};
+
 std::size_t workspace_size(std::size_t n) {
     return n + 16;
 }
@@ -71,6 +99,7 @@ Run::Run(std::shared_ptr<const Plan> plan, Request request)
         one.workspace.doubles.resize(workspace_size(sizes.doubles));
         one.workspace.order.resize(workspace_size(sizes.order));
         one.base.resize(threads_.size());
+        one.heard.resize(threads_.size());
     }
     const std::int64_t parts = plan_->threads;
     for (std::int64_t t = 0; t <= parts; ++t) row_cuts_.push_back(request_.rows * t / parts);
@@ -184,22 +213,32 @@ void Run::run_block(int number, Thread& thread, const Block& block, std::int64_t
                 .unit_begin = 0,
                 .unit_end = 0,
                 .positions = positions};
-    const auto await = [&](int other, std::uint64_t count) {
-        const std::uint64_t wanted = thread.base[static_cast<std::size_t>(other)] + count;
+    const auto await = [&](int other, std::uint64_t count, Fetch& next) {
+        const auto o = static_cast<std::size_t>(other);
+        const std::uint64_t wanted = thread.base[o] + count;
         Spin spin;
-        while (progress_[static_cast<std::size_t>(other)].tasks.load(std::memory_order_acquire) < wanted) spin();
+        while (thread.heard[o] < wanted) {
+            thread.heard[o] = progress_[o].tasks.load(std::memory_order_acquire);
+            if (thread.heard[o] < wanted && !next()) spin();
+        }
     };
     auto& own = progress_[static_cast<std::size_t>(number)].tasks;
     std::uint64_t signalled = thread.base[static_cast<std::size_t>(number)];
     for (const Task& task : block.tasks[static_cast<std::size_t>(number)]) {
+        Fetch next(task.reads);
         for (int w = task.wait_begin; w < task.wait_end; ++w) {
             const Wait& wait = block.waits[static_cast<std::size_t>(w)];
-            await(wait.thread, wait.count);
+            await(wait.thread, wait.count, next);
         }
         frame.row_begin = task.row_parts == 1 ? 0 : row_cuts_[static_cast<std::size_t>(task.row_part)];
         frame.row_end = task.row_parts == 1 ? request_.rows : row_cuts_[static_cast<std::size_t>(task.row_part) + 1];
         frame.unit_begin = task.unit_begin;
         frame.unit_end = task.unit_end;
+        // What reads no weights is a chain of latencies: meanwhile the next ones can be on their way.
+        if (task.reads.count == 0) {
+            Fetch ahead(task.next);
+            for (int k = 0; k < 4; ++k) ahead();
+        }
         if (frame.row_begin < frame.row_end) task.step->run(*task.step, frame);
         if (task.signals) {
             if (thread.failure.kind != FailureKind::kNone) failed_.store(true, std::memory_order_release);
@@ -207,8 +246,10 @@ void Run::run_block(int number, Thread& thread, const Block& block, std::int64_t
         }
     }
     if (plan_->sharing == Sharing::kRows) return;
+    const auto& tasks = block.tasks[static_cast<std::size_t>(number)];
+    Fetch next(tasks.empty() ? Reads{} : tasks.back().next);
     for (std::size_t t = 0; t < threads_.size(); ++t) {
-        if (static_cast<int>(t) != number) await(static_cast<int>(t), block.signals[t]);
+        if (static_cast<int>(t) != number) await(static_cast<int>(t), block.signals[t], next);
         thread.base[t] += block.signals[t];
     }
 }

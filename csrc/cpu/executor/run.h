@@ -56,7 +56,8 @@ class Run {
         Workspace workspace;
         Cursor cursor;
         Failure failure;
-        std::vector<std::uint64_t> base;  // every thread's progress at the start of the block
+        std::vector<std::uint64_t> base;   // every thread's progress at the start of the block
+        std::vector<std::uint64_t> heard;  // and as last seen
     };
 
     void carry(int thread, std::int64_t target);

@@ -136,7 +136,9 @@ void write(Block& block, const std::vector<std::vector<std::size_t>>& before, co
                       .row_parts = by_units ? 1 : piece.parts,
                       .wait_begin = static_cast<int>(block.waits.size()),
                       .wait_end = 0,
-                      .signals = number.contains({piece.step, piece.thread})};
+                      .signals = number.contains({piece.step, piece.thread}),
+                      .reads = {},
+                      .next = {}};
             std::vector<std::uint64_t> wanted(count, 0);
             for (const std::size_t p : before[piece.step]) {
                 for (const Piece& other : draft.of_step[p]) {
@@ -153,6 +155,7 @@ void write(Block& block, const std::vector<std::vector<std::size_t>>& before, co
             task.wait_end = static_cast<int>(block.waits.size());
             block.tasks[t].push_back(task);
         }
+        note_reads(block.tasks[t]);
     }
 }
 

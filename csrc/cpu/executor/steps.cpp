@@ -45,6 +45,24 @@ const double& value(const Frame& frame, std::int64_t row, std::int64_t position,
 
 }  // namespace
 
+Reads MatrixStep::reads(std::int64_t unit_begin, std::int64_t unit_end) const {
+    const Matrix& m = *matrix;
+    if (bank.terms > 0 || spans || m.storage == Storage::kRows || unit_begin == unit_end) return {};
+    const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
+    const auto* weights = static_cast<const std::byte*>(m.bank(bank.constant));
+    if (is_slim(m.outputs)) return {.at = weights, .bytes = m.bank_bytes, .stride = 0, .count = 1};
+    // A step of the inputs takes the registers of a tile; the last tile may have fewer.
+    const std::size_t outputs = size(std::min(kTileOutputs, (m.outputs + 15) / 16 * 16 - unit_begin * kTileOutputs));
+    const std::size_t element = m.storage == Storage::kTiles ? 4 : m.storage == Storage::kTilesBfloat16 ? 2 : 1;
+    const std::size_t first = taps.empty() ? 0 : size(tap_begin * source.width);
+    const std::size_t last = taps.empty() ? size(m.inputs) : size(tap_end * source.width);
+    const std::size_t tile = size(kTileOutputs * m.inputs) * element;
+    return {.at = weights + size(unit_begin) * tile + first * outputs * element,
+            .bytes = (last - first) * outputs * element,
+            .stride = tile,
+            .count = unit_end - unit_begin};
+}
+
 void run_matrix(const Step& step, Frame& frame) {
     const auto& s = static_cast<const MatrixStep&>(step);
     const Matrix& matrix = *s.matrix;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -11,6 +12,14 @@
 #include "cpu/executor/places.h"
 
 namespace fastar::cpu {
+
+// Weights that a step, or a part of one, is going to read: `count` pieces of `bytes`, `stride` apart.
+struct Reads {
+    const std::byte* at = nullptr;
+    std::size_t bytes = 0;
+    std::size_t stride = 0;
+    std::int64_t count = 0;
+};
 
 struct Step {
     void (*run)(const Step& step, Frame& frame) = nullptr;
@@ -24,6 +33,8 @@ struct Step {
     WorkspaceSizes sizes;  // per thread
 
     virtual ~Step() = default;
+    // Of these units, where it is known when the plan is made.
+    virtual Reads reads(std::int64_t, std::int64_t) const { return {}; }
 };
 
 using Tap = std::array<std::int64_t, kMaxCoordinates>;
@@ -45,6 +56,8 @@ struct MatrixStep : Step {
     const std::int32_t* spans = nullptr;
     const std::int32_t* reach = nullptr;
     Slot span;
+
+    Reads reads(std::int64_t unit_begin, std::int64_t unit_end) const override;
 };
 
 struct GatherStep : Step {

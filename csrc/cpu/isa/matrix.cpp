@@ -40,12 +40,11 @@ inline void ask(Ahead& ahead) {
     }
 }
 
-// sums[p][r] += the products of `count` steps. A function of its own with sums of its own: where they shared one with
-// what is done at the end, the compiler kept half of them in memory, and every step waited for them.
+// sums[p][r] += the products of `count` steps.
 template <typename Format, int P, int R>
-[[gnu::noinline]] void multiply(typename Format::Sum (&sums)[P][R], const typename Format::Weight* w,
-                                const typename Format::Weight* w_next, const typename Format::Input* x,
-                                std::int64_t x_stride, std::int64_t count, Ahead ahead) {
+[[gnu::always_inline]] inline void add_products(typename Format::Sum (&sums)[P][R], const typename Format::Weight* w,
+                                                const typename Format::Weight* w_next, const typename Format::Input* x,
+                                                std::int64_t x_stride, std::int64_t count, Ahead ahead) {
     constexpr std::int64_t kStep = (P > kTileRegisters ? kTileRegisters : P) * kLanes;
     typename Format::Sum sum[P][R];
 #pragma GCC unroll 8
@@ -71,6 +70,27 @@ template <typename Format, int P, int R>
     for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) sums[p][r] = sum[p][r];
+    }
+}
+
+// For several rows a function of its own with sums of its own: where they shared one with what is done at the end, the
+// compiler kept half of them in memory, and every step waited for them. The sums of one row stay in registers, and a
+// short product is over sooner without the way through memory.
+template <typename Format, int P, int R>
+[[gnu::noinline]] void multiply_apart(typename Format::Sum (&sums)[P][R], const typename Format::Weight* w,
+                                      const typename Format::Weight* w_next, const typename Format::Input* x,
+                                      std::int64_t x_stride, std::int64_t count, Ahead ahead) {
+    add_products<Format, P, R>(sums, w, w_next, x, x_stride, count, ahead);
+}
+
+template <typename Format, int P, int R>
+[[gnu::always_inline]] inline void multiply(typename Format::Sum (&sums)[P][R], const typename Format::Weight* w,
+                                            const typename Format::Weight* w_next, const typename Format::Input* x,
+                                            std::int64_t x_stride, std::int64_t count, Ahead ahead) {
+    if constexpr (R == 1) {
+        add_products<Format, P, R>(sums, w, w_next, x, x_stride, count, ahead);
+    } else {
+        multiply_apart<Format, P, R>(sums, w, w_next, x, x_stride, count, ahead);
     }
 }
 
