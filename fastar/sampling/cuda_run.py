@@ -257,19 +257,21 @@ class Run:
 
     def _wait(self, wanted: int) -> None:
         library, index, stream, reached = self.executor.library, self.executor.index, self._stream, self._words[1:]
-        began = moved = time.monotonic()
-        stand = reached.tolist()
+        began = looked = time.monotonic()
+        stand, idle = reached.tolist(), 0.0
         try:
             while not library.is_done(index, stream):
                 now = time.monotonic()
+                # A process that was stopped meanwhile has not waited: a look counts for a second at most.
+                idle, looked = idle + min(1.0, now - looked), now
                 at = reached.tolist()
                 # A team that has ended says so beyond every position; where all have, so will the kernel.
                 if wanted < self._target and wanted <= min(at) < native.core().CUDA_ALL_REACHED:
                     self.done = wanted
                     return
                 if at != stand or max(at) < 0:
-                    moved, stand = now, at
-                if now - moved > _PATIENCE:
+                    idle, stand = 0.0, at
+                if idle > _PATIENCE:
                     self._give_up()
                 time.sleep(0.0 if now - began < _EAGER else min(1e-3, (now - began) / 16))
         except KeyboardInterrupt:
