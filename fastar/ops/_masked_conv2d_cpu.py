@@ -232,7 +232,7 @@ def _weight_gradient(source: Tensor, result: Tensor, weight: Tensor, plan: TapPl
 
     One product for each rectangle of taps: its rows are pairs of a channel and a tap, and it sums along rows of pixels.
     """
-    out = torch.zeros(weight.shape, dtype=weight.dtype)
+    out = torch.zeros_like(weight, memory_format=tap_plan.format_of(weight))
     if source.numel() == 0 or result.numel() == 0:
         return out
     threads = torch.get_num_threads()

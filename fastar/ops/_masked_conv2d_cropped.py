@@ -97,10 +97,10 @@ def backward(
         grad_x = F.pad(grad_x, [-size for size in padding])
     grad_weight = None
     if needs[1]:
-        grad_weight = torch.empty(weight.shape, dtype=weight.dtype)
+        grad_weight = grad_part
         if part is not weight:
-            grad_weight.zero_()
-        seen = rectangle(plan.taps, weight.shape[3])
-        assert seen is not None
-        grad_weight[:, :, seen.top : seen.bottom, seen.left : seen.right] = grad_part
+            grad_weight = torch.zeros_like(weight, memory_format=tap_plan.format_of(weight))
+            seen = rectangle(plan.taps, weight.shape[3])
+            assert seen is not None
+            grad_weight[:, :, seen.top : seen.bottom, seen.left : seen.right] = grad_part
     return _last(grad_x) if needs[0] else None, grad_weight, grad_bias if needs[2] else None

@@ -265,8 +265,13 @@ def _run_backward(grad: Tensor, x: Tensor, weight: Tensor, saved: Tensor | None,
     *plan, activation, need_x, need_weight, need_bias = rest
     chosen = _dispatch.choose("masked_conv2d", x.device, x.dtype)
     assert chosen.backward is not None
-    grads = chosen.backward(grad, x, weight, saved, *_back(*plan), activation, (need_x, need_weight, need_bias))
-    return tuple(x.new_empty(0) if one is None else one for one in grads)
+    grad_x, grad_weight, grad_bias = chosen.backward(
+        grad, x, weight, saved, *_back(*plan), activation, (need_x, need_weight, need_bias)
+    )
+    if grad_weight is not None:
+        # As the weight lies: whoever adds one to the other goes through both in one order.
+        grad_weight = grad_weight.contiguous(memory_format=tap_plan.format_of(weight))
+    return tuple(x.new_empty(0) if one is None else one for one in (grad_x, grad_weight, grad_bias))
 
 
 def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, saved: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
@@ -274,7 +279,7 @@ def _fake_backward(grad: Tensor, x: Tensor, weight: Tensor, saved: Tensor | None
     grad_x = torch.empty_like(x, memory_format=tap_plan.format_of(x, weight)) if need_x else x.new_empty(0)
     return (
         grad_x,
-        weight.new_empty(weight.shape) if need_weight else x.new_empty(0),
+        torch.empty_like(weight, memory_format=tap_plan.format_of(weight)) if need_weight else x.new_empty(0),
         x.new_empty(_back(*plan)[1].channels(weight)) if need_bias else x.new_empty(0),
     )
 

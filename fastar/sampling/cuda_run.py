@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fastar import native
-from fastar.sampling import cuda_plan, draws
-from fastar.sampling.cpu import REASONS, Spent
-from fastar.sampling.index import Ref
+from fastar.sampling import cuda_failure, cuda_plan
+from fastar.sampling.cpu import Spent
+from fastar.sampling.cuda_failure import Reached
 from fastar.sampling.philox import as_int64
 from fastar.sampling.reference import fingerprint
 from fastar.sampling.request import Request
@@ -29,8 +29,6 @@ _REPORT_US = 1000.0
 _PATIENCE = 30.0
 # The host asks in a tight loop for so many seconds, and from then on sleeps in between.
 _EAGER = 1e-3
-
-Reached = list[tuple[int, int, list[int], tuple[str, int, int, int] | None]]
 
 
 class Run:
@@ -259,19 +257,21 @@ class Run:
 
     def _wait(self, wanted: int) -> None:
         library, index, stream, reached = self.executor.library, self.executor.index, self._stream, self._words[1:]
-        began = moved = time.monotonic()
-        stand = reached.tolist()
+        began = looked = time.monotonic()
+        stand, idle = reached.tolist(), 0.0
         try:
             while not library.is_done(index, stream):
                 now = time.monotonic()
+                # A process that was stopped meanwhile has not waited: a look counts for a second at most.
+                idle, looked = idle + min(1.0, now - looked), now
                 at = reached.tolist()
                 # A team that has ended says so beyond every position; where all have, so will the kernel.
                 if wanted < self._target and wanted <= min(at) < native.core().CUDA_ALL_REACHED:
                     self.done = wanted
                     return
                 if at != stand or max(at) < 0:
-                    moved, stand = now, at
-                if now - moved > _PATIENCE:
+                    idle, stand = 0.0, at
+                if idle > _PATIENCE:
                     self._give_up()
                 time.sleep(0.0 if now - began < _EAGER else min(1e-3, (now - began) / 16))
         except KeyboardInterrupt:
@@ -305,7 +305,7 @@ class Run:
         self._words[0] = 0
         reached, lengths = self._reached()
         self._stand_at(max((done for _, done, _, _ in reached), default=self.request.length), lengths)
-        self._raise_failure(reached)
+        cuda_failure.raise_first(self.program, reached, self._variables, self._buffer)
 
     def _stand_at(self, done: int, lengths: Tensor) -> None:
         self.done = self._target = done
@@ -327,38 +327,6 @@ class Run:
         host = self._state[: self._progress_bytes + 8 * len(self.request.rows)].cpu()
         reached: Reached = self.executor.packed.progress(host.data_ptr(), self._teams)
         return reached, host[self._progress_bytes :].view(torch.int64)
-
-    def _raise_failure(self, reached: Reached) -> None:
-        failed = [(failure, variables) for _, _, variables, failure in reached if failure is not None]
-        if not failed:
-            return
-        (kind, row, position, place), variables = min(failed, key=lambda one: (one[0][2], one[0][1]))
-        where = f"position {position}, code[{place}] {self.program.code[place].op}"
-        culprit = self._culprit(row, place, variables) if kind in ("not_a_number", "not_finite") else None
-        if culprit is not None:
-            where = f"position {position}, code[{culprit}] {self.program.code[culprit].op}"
-            raise draws.SamplingError(f"{where}: row {row}: the result is not finite, so the draw after it has no law")
-        if kind == "stuck":
-            raise RuntimeError(f"{self.program.name}: blocks of the grid waited ten seconds for one another in vain")
-        raise draws.SamplingError(f"{where}: row {row}: {REASONS[kind]}")
-
-    def _culprit(self, row: int, place: int, variables: list[int]) -> int | None:
-        # The first instruction between the last control flow and the draw whose result is not finite.
-        values = {name: variables[number] for name, number in self._variables.items()}
-        buffers = {one.name: number for number, one in enumerate(self.program.buffers)}
-        first = place
-        while first > 0 and hasattr(self.program.code[first - 1], "out"):
-            first -= 1
-        for at in range(first, place):
-            for ref in (getattr(self.program.code[at], name, None) for name in ("out", "cell_out")):
-                if isinstance(ref, Ref):
-                    buffer = self._buffer(buffers[ref.buffer])[row]
-                    for axis, index in enumerate(ref.at):
-                        buffer = buffer[index.at(values) % self.program.buffer(ref.buffer).shape[axis]]
-                    begin = ref.offset.at(values)
-                    if not bool(buffer[begin : begin + ref.width].isfinite().all()):
-                        return at
-        return None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run on another machine needs to continue this one, beside the request."""

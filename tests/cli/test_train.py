@@ -177,7 +177,7 @@ def test_texts_begin_with_the_prompt(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_process_that_is_killed_loses_no_more_than_it_says(tmp_path: Path) -> None:
     # Checkpoints all the time, so that most kills meet one that is being written.
     often = "import sys; from fastar.cli import _training, run; _training.EVERY = 0.0; run(sys.argv[1:])"
-    command = [sys.executable, "-c", often, "train", "MADE", "--data", "digits-binary", "--epochs", "60"]
+    command = [sys.executable, "-c", often, "train", "MADE", "--data", "digits-binary", "--epochs", "20"]
     command += ["--set", "hidden=[64]", "--threads", "1"]
     whole, broken = (tmp_path / name for name in ("whole", "broken"))
     subprocess.run([*command, "--out", str(whole)], check=True, cwd=SITE, capture_output=True)
