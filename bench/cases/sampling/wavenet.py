@@ -247,9 +247,9 @@ def _on_a_gpu(residual: int, skip: int, dilations: Sequence[int], *rows: int) ->
 
 
 CASES = (
-    wavenet(64, 256, 256, _TWICE, 500),
-    wavenet(64, 256, 256, _TWICE, 500, dtype=torch.bfloat16),
-    wavenet(64, 256, 256, _TWICE, 500, dtype=torch.int8),
+    wavenet(64, 256, 256, _TWICE, 2000),
+    wavenet(64, 256, 256, _TWICE, 2000, dtype=torch.bfloat16),
+    wavenet(64, 256, 256, _TWICE, 2000, dtype=torch.int8),
     wavenet(64, 256, 256, _TWICE, 100, rows=16),
     *_on_a_gpu(64, 256, _TWICE, 1, 16, 128),
     *_on_a_gpu(64, 128, _THRICE, 1),
