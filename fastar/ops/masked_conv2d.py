@@ -186,7 +186,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> 
 
 def _check_plan(plan: TapPlan, weight: Tensor) -> None:
     taps = weight.shape[2] * weight.shape[3]
-    if not _rising(plan.taps, taps):
+    # A compiler traces through a cache, and warns of it.
+    rising = _rising if torch.compiler.is_compiling() else _known_rising
+    if not rising(plan.taps, taps):
         raise ValueError(f"plan: expected rising numbers of taps below {taps}, got {plan.taps}")
     if plan.channel_mask is None:
         return
@@ -198,10 +200,12 @@ def _check_plan(plan: TapPlan, weight: Tensor) -> None:
         _checks.same_device("plan", plan.channel_mask, "weight", weight)
 
 
-@functools.lru_cache(maxsize=1024)
 def _rising(taps: tuple[int, ...], count: int) -> bool:
     """Whether these are numbers of a kernel's taps, each once and in order."""
     return all(0 <= tap < count for tap in taps) and list(taps) == sorted(set(taps))
+
+
+_known_rising = functools.lru_cache(maxsize=1024)(_rising)
 
 
 # How plan and geometry cross torch.library's border.

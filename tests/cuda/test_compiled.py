@@ -25,7 +25,7 @@ def _report(arch: str, folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "arch", ["90a", pytest.param("80", marks=pytest.mark.slow), pytest.param("100", marks=pytest.mark.slow)]
+    "arch", ["90a", pytest.param("80", marks=pytest.mark.slow), pytest.param("100", marks=pytest.mark.exhaustive)]
 )
 def test_the_kernel_fits_its_registers_without_spills(arch: str, tmp_path: Path) -> None:
     if arch not in cuda_build.default_archs(cuda_build.require_nvcc()):

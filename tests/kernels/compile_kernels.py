@@ -1,9 +1,10 @@
 """Compile every kernel that one file of kernels/ launches, for one card, without a GPU: a program of its own.
 
-    python compile_kernels.py masked_linear 90 [CANDIDATE]
+    python compile_kernels.py masked_linear 90 [CANDIDATE [few]]
 
 Writes one JSON object per compiled variant: registers, spilled bytes, shared memory, and which matrix instructions were
-used. The variants are the launches that the file's `compile_cases` make, with the arguments that would be launched.
+used. The variants are the launches that the file's `compile_cases` make, with the arguments that would be launched; of
+few, the first of each kernel and types of pointers.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def compile_variant(launch: Launch, source: ASTSource, capability: int) -> dict[
     }
 
 
-def main(module_name: str, capability: int, candidate: int) -> None:
+def main(module_name: str, capability: int, candidate: int, few: bool = False) -> None:
     module = importlib.import_module(f"fastar.kernels.{module_name}")
     if not hasattr(module, "compile_cases"):
         raise SystemExit(
@@ -109,7 +110,10 @@ def main(module_name: str, capability: int, candidate: int) -> None:
             call()
         for launch in launches:
             source = source_of(launch)
-            identity = (launch.kernel.__name__, source.hash(), launch.num_warps, launch.num_stages)
+            identity: tuple[object, ...] = (launch.num_warps, launch.num_stages, source.hash())
+            if few:
+                identity = tuple(sorted({one for one in source.signature.values() if one.startswith("*")}))
+            identity = (launch.kernel.__name__, *identity)
             if identity not in seen:
                 seen.add(identity)
                 variant = compile_variant(launch, source, capability)
@@ -122,4 +126,4 @@ if __name__ == "__main__":
     # Compiled anew: a cache could hide that a kernel compiles no more.
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_CACHE_DIR"] = folder
-        main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0)
+        main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0, sys.argv[4:] == ["few"])
