@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 import tempfile
 import time
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fastar.bench import machine, report
+from fastar.bench.pages import with_section
 from fastar.cli._training import Plan, Trainer, start
 from fastar.data import sets, tables
 from fastar.models import IAF, MAF, Model, load
@@ -224,6 +224,12 @@ def main() -> None:
     rows = [row for row in TABLE if arguments.only is None or arguments.only.lower() in row.label.lower()]
     if not rows:
         parser.error(f"--only: no model's name contains {arguments.only!r}")
+    if arguments.readme is not None:
+        # Before minutes of training, not behind them.
+        try:
+            with_section(arguments.readme, START, END, "")
+        except (OSError, ValueError) as error:
+            parser.error(f"--readme: {error}")
     results = []
     with tempfile.TemporaryDirectory() as temporary:
         trained = arguments.trained or Path(temporary)
@@ -239,11 +245,8 @@ def main() -> None:
     if arguments.json is not None:
         arguments.json.write_text(json.dumps({"machine": about, "models": results}, indent=1) + "\n")
     if arguments.readme is not None:
-        text = arguments.readme.read_text(encoding="utf-8")
-        section = re.compile(re.escape(START) + ".*?" + re.escape(END), re.DOTALL)
-        if not section.search(text):
-            parser.error(f"--readme: {arguments.readme} has no line {START.strip()!r}")
-        arguments.readme.write_text(section.sub(lambda _: markdown(results, about), text), encoding="utf-8")
+        page = with_section(arguments.readme, START, END, markdown(results, about))
+        arguments.readme.write_text(page, encoding="utf-8")
     print(markdown(results, about))
 
 

@@ -8,13 +8,13 @@ Needs no card: the one that is planned for is described here. Nothing is measure
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 from fastar.bench.cases.sampling import pixelcnn, transformer
+from fastar.bench.pages import with_section
 from fastar.models import MADE, NADE, CharRNN, WaveNet
 from fastar.sampling import Program, cuda_plan
 from fastar.sampling.cuda_plan import Wishes
@@ -118,11 +118,11 @@ def main() -> None:
     found = table()
     print(found)
     if arguments.docs is not None:
-        page = arguments.docs.read_text()
-        section = re.compile(re.escape(START) + ".*?" + re.escape(END), re.DOTALL)
-        if not section.search(page):
-            parser.error(f"--docs: {arguments.docs} has no line {START.strip()!r}")
-        arguments.docs.write_text(section.sub(lambda _: START + found + END, page))
+        try:
+            page = with_section(arguments.docs, START, END, START + found + END)
+        except (OSError, ValueError) as error:
+            parser.error(f"--docs: {error}")
+        arguments.docs.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastar.bench.pages import with_section
 from fastar.bench.report import time_text
 
 START, END = "<!-- measured: bench/results/sampling_cpu.json -->\n", "<!-- end of measured -->\n"
@@ -64,12 +64,12 @@ def main() -> None:
     results = json.loads(arguments.results.read_text()) if arguments.results.exists() else []
     for run in arguments.run:
         results = merged(results, json.loads(run.read_text()))
+    try:
+        page = with_section(arguments.docs, START, END, markdown(results))
+    except (OSError, ValueError) as error:
+        parser.error(f"--docs: {error}")
     arguments.results.write_text(json.dumps(results, indent=2) + "\n")
-    text = arguments.docs.read_text(encoding="utf-8")
-    section = re.compile(re.escape(START) + ".*?" + re.escape(END), re.DOTALL)
-    if not section.search(text):
-        parser.error(f"--docs: {arguments.docs} has no line {START.strip()!r}")
-    arguments.docs.write_text(section.sub(lambda _: markdown(results), text), encoding="utf-8")
+    arguments.docs.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -65,8 +65,10 @@ def _cropped(weight: Tensor, plan: TapPlan, geometry: Geometry) -> tuple[Tensor,
 
 def _last(t: Tensor) -> Tensor:
     """t with its channels beside each other, and of sizes of 1 the strides that a new tensor would have."""
-    like = torch.empty_like(t, memory_format=torch.channels_last)
-    return t if t.stride() == like.stride() else like.copy_(t)
+    _, C, H, W = t.shape
+    if t.stride() == (H * W * C, 1, W * C, C):
+        return t
+    return torch.empty_like(t, memory_format=torch.channels_last).copy_(t)
 
 
 def _even(padding: Sequence[int]) -> bool:

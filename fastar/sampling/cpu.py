@@ -196,7 +196,6 @@ class Run:
         rows, seeds = ready(request.rows, torch.int64), ready(request.seeds, torch.int64)
         # The native run borrows all of these.
         self._held = (levels, low, high, inputs, given, uniforms, rows, seeds)
-        options = request.options
 
         def address(t: Tensor | None) -> int | None:
             return None if t is None else t.data_ptr()
@@ -212,18 +211,10 @@ class Run:
             "log_weight": address(self.log_weight),
             "given": address(given),
             "levels": address(levels),
-            "levels_per_row": levels is not None and levels.shape[0] == n,
             "low": address(low),
             "high": address(high),
-            "range_per_row": low is not None and low.shape[0] == n,
             "uniforms": address(uniforms),
-            "uniform_draws": 0 if uniforms is None else uniforms.shape[2],
-            "stop": -1 if request.stop is None else request.stop,
-            "position_offset": request.position_offset,
-            "temperature": float(options.temperature),
-            "top_k": options.top_k or 0,
-            "top_p": float(options.top_p or 0.0),
-            "greedy": options.greedy,
+            **request.drawing(),
             "inputs": [address(one) for one in inputs],
             "input_entries": [request.inputs[name].shape[1] for name in names],
         }

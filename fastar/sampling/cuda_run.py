@@ -168,7 +168,6 @@ class Run:
         inputs = [ready(f"inputs[{name!r}]", request.inputs[name], torch.float32) for name in names]
         # The kernels borrow all of these.
         self._held = (held, inputs)
-        options = request.options
         return {
             **{name: address(t) for name, t in held.items()},
             "inputs": [(one.data_ptr(), one[0].numel() if n else 0) for one in inputs if one is not None],
@@ -180,15 +179,7 @@ class Run:
             "length": T,
             "channels": self.program.value.channels,
             "levels": self.program.value.levels or 0,
-            "levels_per_row": request.levels is not None and request.levels.shape[0] == n,
-            "range_per_row": request.low is not None and request.low.shape[0] == n,
-            "uniform_draws": 0 if request.uniforms is None else request.uniforms.shape[2],
-            "stop": -1 if request.stop is None else request.stop,
-            "position_offset": request.position_offset,
-            "temperature": float(options.temperature),
-            "top_k": options.top_k or 0,
-            "top_p": float(options.top_p or 0.0),
-            "greedy": options.greedy,
+            **request.drawing(),
             "report_every": max(1, int(_REPORT_US / max(plan.predicted_us, 1e-3))),
             "handed": None,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,21 @@ class Request:
     def support(self, position: int, device: torch.device) -> Support:
         """What one position may take."""
         return Support(*(None if t is None else t[:, position].to(device) for t in (self.levels, self.low, self.high)))
+
+    def drawing(self) -> dict[str, Any]:
+        """How values are drawn, under the names of the native executors' records."""
+        n, options = len(self.rows), self.options
+        return {
+            "levels_per_row": self.levels is not None and self.levels.shape[0] == n,
+            "range_per_row": self.low is not None and self.low.shape[0] == n,
+            "uniform_draws": 0 if self.uniforms is None else self.uniforms.shape[2],
+            "stop": -1 if self.stop is None else self.stop,
+            "position_offset": self.position_offset,
+            "temperature": float(options.temperature),
+            "top_k": options.top_k or 0,
+            "top_p": float(options.top_p or 0.0),
+            "greedy": options.greedy,
+        }
 
 
 def heads(program: Program) -> list[Head]:
