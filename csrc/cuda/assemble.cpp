@@ -37,8 +37,14 @@ Program with_inputs_activated(Program program) {
 }  // namespace
 
 void Assembler::run() {
-    if (shares_copies()) cpu::rename_scratch(program_);
-    place_buffers();
+    if (shares_copies() || raises_flags()) cpu::rename_scratch(program_);
+    if (raises_flags()) {
+        find_copies();
+        fold_copies();
+        place_copies();
+    } else {
+        place_buffers();
+    }
     if (shares_copies()) {
         std::set<int> far;
         for (std::size_t b = 0; b < to_.buffers.size(); ++b) {
