@@ -37,6 +37,9 @@ Program with_inputs_activated(Program program) {
 }  // namespace
 
 void Assembler::run() {
+    if (options_.stages < 0 || options_.stages > kMostStages || options_.stages % 8 != 0) {
+        throw std::invalid_argument("stages: a ring has 0, 8, 16, 24 or 32, not " + std::to_string(options_.stages));
+    }
     if (shares_copies() || raises_flags()) cpu::rename_scratch(program_);
     if (raises_flags()) {
         find_copies();
@@ -70,6 +73,7 @@ void Assembler::run() {
         entries_.back().completes = fresh;
     }
     end_block();
+    thread_streams();
     lay_out();
 }
 
@@ -188,6 +192,7 @@ void Assembler::command(const Instruction& i, const Beside& beside) {
     if (c.op == Op::kDraw) law(i, c);
     fetch_row(i, c);
     share(i, beside, c);
+    if (c.op == Op::kMatrix && c.storage != Storage::kRows && c.resident < 0 && c.index < 0) count_share(c);
     commands_.push_back(c);
     ++entries_.back().commands;
     ++to_.tally.commands;
@@ -203,6 +208,48 @@ void Assembler::law(const Instruction& i, Command& c) {
     auto& s = to_.stretch;
     if (i.head.kind == HeadKind::kCategorical) s.most_levels = std::max(s.most_levels, narrow(i.head.levels));
     s.most_components = std::max(s.most_components, narrow(i.head.components));
+}
+
+std::int32_t Assembler::follower(std::int32_t entry) const {
+    for (std::size_t looked = 0; looked < entries_.size(); ++looked) {
+        if (at(++entry) >= entries_.size()) return -1;
+        const Entry& e = entries_[at(entry)];
+        if (e.control == Control::kBlock) return entry;
+        if (e.control == Control::kWhen) return -1;
+        if (e.control == Control::kEnd && entries_[at(e.jump)].control == Control::kLoop) entry = e.jump;
+    }
+    return -1;
+}
+
+void Assembler::thread_streams() {
+    const auto first_of = [&](const Entry& e) {
+        std::int32_t n = e.command;
+        while (n < e.command + e.commands && !commands_[at(n)].streamed) ++n;
+        return n < e.command + e.commands ? n : -1;
+    };
+    const auto from_entry = [&](std::int32_t entry) {
+        for (std::size_t looked = 0; entry >= 0 && looked < entries_.size(); ++looked) {
+            if (const std::int32_t first = first_of(entries_[at(entry)]); first >= 0) return first;
+            entry = entries_[at(entry)].follower;
+        }
+        return -1;
+    };
+    for (Entry& e : entries_) {
+        if (e.control == Control::kBlock) e.follower = follower(narrow(&e - entries_.data()));
+    }
+    for (Entry& e : entries_) {
+        if (e.control != Control::kBlock) continue;
+        e.streamed = from_entry(narrow(&e - entries_.data()));
+        std::int32_t next = from_entry(e.follower);
+        for (std::int32_t n = e.command + e.commands; n-- > e.command;) {
+            if (!commands_[at(n)].streamed) continue;
+            commands_[at(n)].next = next;
+            next = n;
+        }
+    }
+    if (to_.stretch.streamed == 0) return;
+    to_.stretch.stages = narrow(options_.stages);
+    to_.stretch.stage_bytes = step_bytes(storage_of(options_.precision));
 }
 
 void Assembler::lay_out() {

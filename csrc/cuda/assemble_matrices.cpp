@@ -116,8 +116,9 @@ void Assembler::fetch_row(const Instruction& i, Command& c) {
     const std::int64_t bytes = bank ? c.bank_bytes : 4 * c.out.width;
     const auto loop = std::find_if(open_.rbegin(), open_.rend(),
                                    [&](std::int32_t entry) { return entries_[at(entry)].control == Control::kLoop; });
-    const bool apt = options_.schedule == Schedule::kRow && (bank || c.op == Op::kAccumulate) && bytes % 16 == 0 &&
-                     i.index->divisor == 1 && loop != open_.rend() &&
+    // A wait for copies waits for rings as well.
+    const bool apt = options_.schedule == Schedule::kRow && options_.stages == 0 && (bank || c.op == Op::kAccumulate) &&
+                     bytes % 16 == 0 && i.index->divisor == 1 && loop != open_.rend() &&
                      to_.stretch.next_row_bytes + kRowHeader + bytes <= kMostNextRows;
     if (!apt) {
         to_.tally.streams += reads_table;
@@ -159,6 +160,21 @@ void Assembler::end_rows() {
     block.next_rows = 0;
 }
 
+void Assembler::count_share(Command& c) {
+    c.streamed = options_.stages > 0;
+    to_.stretch.streamed += c.streamed;
+    const std::int64_t blocks = c.shared_out ? options_.blocks : 1;
+    const std::int64_t tiles = c.bank_bytes / c.tile_bytes;
+    const std::int64_t all_waits = to_.tally.team_meetings + to_.tally.edges;
+    const std::int64_t waits = all_waits - std::exchange(waits_, all_waits);
+    std::vector<Tally::Share>& shares = to_.tally.shares;
+    if (waits == 0 && !shares.empty() && shares.back().tile_bytes == c.tile_bytes && shares.back().blocks == blocks) {
+        shares.back().tiles += tiles;
+    } else {
+        shares.push_back({c.tile_bytes, tiles, c.parts, blocks, waits});
+    }
+}
+
 Assembler::Held Assembler::keep(const float* weights, const MatrixShape& shape, const Command& c, bool fixed) {
     const Storage storage = c.storage;
     Held held;
@@ -190,6 +206,8 @@ Assembler::Held Assembler::keep(const float* weights, const MatrixShape& shape, 
         s.resident_bytes += own;
         if (tiles < apart) shelves_.push_back({held.resident, own, tiles});
     } else {
+        // Matrices of fewer tiles than blocks come to other blocks each.
+        if (!fixed) held.first_block = narrow(std::exchange(next_block_, (next_block_ + tiles) % apart));
         return held;
     }
     residents_.push_back({held.weights, held.resident, held.tile_bytes, narrow(tiles), narrow(shape.banks),

@@ -105,6 +105,10 @@ class Assembler {
     static Op op_of(cpu::Op op);
     void command(const Instruction& i, const Beside& beside);
     void law(const Instruction& i, Command& c);
+    // Which block of commands comes after another one, where that is easy to know.
+    std::int32_t follower(std::int32_t entry) const;
+    // The order in which matrices are streamed.
+    void thread_streams();
     void lay_out();
 
     // Where buffers lie, and how an instruction finds them: assemble_places.cpp.
@@ -142,6 +146,8 @@ class Assembler {
     // Of a block alone: rows that are known before their turn are fetched while the value before is drawn.
     void fetch_row(const Instruction& i, Command& c);
     void end_rows();
+    // A matrix that comes through the rings, or would if there were any.
+    void count_share(Command& c);
     Held keep(const float* weights, const MatrixShape& shape, const Command& c, bool fixed);
     static Storage storage_of(Precision precision);
 
@@ -182,6 +188,8 @@ class Assembler {
     std::map<int, std::int64_t> tables_;
     std::map<std::tuple<int, std::int64_t, std::int64_t, bool, bool>, Held> packed_;
     std::vector<Shelf> shelves_;
+    std::int64_t waits_ = 0;       // that the tally had at its last share
+    std::int64_t next_block_ = 0;  // of a team, that is given the next tile which nobody keeps
     std::vector<Beside> beside_;
     std::set<int> own_;           // buffers of which a block needs the numbers of its own tiles only
     std::map<int, int> instead_;  // buffers whose place is another's
