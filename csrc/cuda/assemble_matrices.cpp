@@ -112,6 +112,8 @@ void Assembler::matrix(const Instruction& i, const Beside& beside, Command& c) {
 
 void Assembler::fetch_row(const Instruction& i, Command& c) {
     const bool reads_table = c.op == Op::kAccumulate || c.op == Op::kGather;
+    // A grid's blocks have the last value from one another through global memory.
+    to_.tally.streams += raises_flags() && i.position && (reads_table || c.op == Op::kStore);
     const bool bank = c.op == Op::kMatrix && c.storage == Storage::kRows && c.index >= 0 && c.spans < 0;
     const std::int64_t bytes = bank ? c.bank_bytes : 4 * c.out.width;
     const auto loop = std::find_if(open_.rbegin(), open_.rend(),

@@ -20,6 +20,12 @@ struct Crew {
     FASTAR_DEVICE int threads() const { return warps * kLanes; }
 };
 
+// Where a block keeps the values of a row's last position: in turn, as others may be at the one before.
+FASTAR_DEVICE double* drawn_at(const Run& run, const SharedLayout& layout, int r, int position) {
+    return reinterpret_cast<double*>(shared_memory() + layout.drawn) +
+           (position % 2 * run.rows_per_team + r) * kMaxChannels;
+}
+
 struct Context {
     const Run& run;
     const SharedLayout& layout;
@@ -120,6 +126,11 @@ struct Context {
 
     FASTAR_DEVICE double* values(int r, int position) const {
         return exchanged(run.values) + ((first_row + r) * run.length + position) * run.channels;
+    }
+    // The value of the position before is at hand where the blocks of a team have memory in common.
+    FASTAR_DEVICE double value(int r, int position, int channel) const {
+        const bool at_hand = position == done - 1 && team.schedule != Schedule::kGrid;
+        return (at_hand ? drawn_at(run, layout, r, position) : values(r, position))[channel];
     }
     FASTAR_DEVICE std::int64_t& length(int r) const { return exchanged(run.lengths)[first_row + r]; }
 

@@ -53,6 +53,16 @@ struct Drawing {
         const Run& run = x.run;
         double* to = x.values(r, x.done);
         for (int v = 0; v < run.channels; ++v) to[v] = value[v];
+        double* at_hand = drawn_at(run, x.layout, r, x.done);
+        for (int i = 0; i < x.team.size && x.team.schedule != Schedule::kGrid; ++i) {
+            for (int v = 0; v < run.channels; ++v) {
+                if (x.team.size > 1) {
+                    put_in_block(at_hand + v, static_cast<unsigned>(i), value[v]);
+                } else {
+                    at_hand[v] = value[v];
+                }
+            }
+        }
         if (run.handed != nullptr) hand_over(value);
         if (run.stop >= 0 && value[0] == static_cast<double>(run.stop)) x.length(r) = x.done + 1;
     }

@@ -133,6 +133,12 @@ class Interpreter {
             sums()[2 * r] = run_.log_prob[first_row_ + r];
             sums()[2 * r + 1] = run_.log_weight[first_row_ + r];
         }
+        for (int i = thread; i < rows_ * run_.channels && cursor_.done > 0; i += threads) {
+            const int r = i / run_.channels;
+            const std::int64_t last = (first_row_ + r) * run_.length + cursor_.done - 1;
+            drawn_at(run_, layout_, r, cursor_.done - 1)[i % run_.channels] =
+                exchanged(run_.values)[last * run_.channels + i % run_.channels];
+        }
         for (int i = thread; i < rows_ * run_.fast; i += threads) {
             fast()[i / run_.fast * run_.fast_stride + i % run_.fast] = saved(i / run_.fast)[i % run_.fast];
         }

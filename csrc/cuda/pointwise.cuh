@@ -18,7 +18,7 @@ FASTAR_DEVICE void run_gather(const Context& x, const Command& c) {
         const int o = i % width;
         std::int64_t symbol = c.first_symbol;
         if (c.position < 0) symbol = c.first_symbol < 0 ? 0 : c.first_symbol;
-        if (c.position >= 0 && position >= 0) symbol = static_cast<std::int64_t>(x.values(r, position)[c.channel]);
+        if (c.position >= 0 && position >= 0) symbol = static_cast<std::int64_t>(x.value(r, position, c.channel));
         float y = symbol < 0 ? 0.0f : table[(base + symbol) * width + o];
         if (c.add.present()) y += x.row(c.add, r)[o];
         x.keep(c, r, o, y);
@@ -34,7 +34,7 @@ FASTAR_DEVICE void run_accumulate(const Context& x, const Command& c) {
     for (int i = crew.thread(); i < x.rows * width; i += crew.threads()) {
         const int r = i / width;
         const int o = i % width;
-        const auto factor = static_cast<float>(c.scale * x.values(r, position)[c.channel] + c.shift);
+        const auto factor = static_cast<float>(c.scale * x.value(r, position, c.channel) + c.shift);
         x.keep(c, r, o, x.row(c.out, r)[o] + factor * table[o]);
     }
 }
@@ -146,7 +146,7 @@ FASTAR_DEVICE void run_store(const Context& x, const Command& c) {
     for (int i = crew.thread(); i < x.rows * width; i += crew.threads()) {
         const int r = i / width;
         const int v = i % width;
-        const float y = position < 0 ? c.first : static_cast<float>(c.scale * x.values(r, position)[v] + c.shift);
+        const float y = position < 0 ? c.first : static_cast<float>(c.scale * x.value(r, position, v) + c.shift);
         x.keep(c, r, v, y);
     }
 }

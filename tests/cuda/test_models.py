@@ -13,6 +13,7 @@ from fastar.sampling import cuda_plan
 from fastar.sampling.cuda import Cuda
 from fastar.sampling.cuda_plan import Room
 from fastar.sampling.draws import Options
+from fastar.sampling.reference import Reference
 from fastar.sampling.request import make
 from tests.sampling.test_cpu_programs import _assert_agrees
 
@@ -60,6 +61,23 @@ def test_rows_of_tables_are_fetched_while_the_value_before_them_is_drawn(
             run.advance(4)
         assert torch.equal(run.values, whole.values)
         assert torch.equal(run.log_prob, whole.log_prob)
+
+
+@pytest.mark.parametrize("plan", ["row", "cluster"])
+def test_the_last_value_is_at_hand_wherever_a_launch_begins(twin: Any, plan: str) -> None:
+    # In a cluster another block draws it.
+    program = CharRNN(16, 24, 1, cell="tanh").eval().lower()
+    request = make(program, 3, seed=5, length=9)
+    executor = Cuda(program, library=twin, **{**PLANS[plan], "rows": 40})
+    reference = Reference(program).start(request)
+    reference.advance()
+    for seed in range(6):
+        twin.configure(seed)
+        run = executor.start(request)
+        for positions in (1, 2, None):
+            run.advance(positions)
+        assert torch.equal(run.values, reference.values)
+        torch.testing.assert_close(run.log_prob, reference.log_prob, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
