@@ -40,8 +40,14 @@ void Assembler::run() {
     if (options_.stages < 0 || options_.stages > kMostStages || options_.stages % 8 != 0) {
         throw std::invalid_argument("stages: a ring has 0, 8, 16, 24 or 32, not " + std::to_string(options_.stages));
     }
-    if (shares_copies()) cpu::rename_scratch(program_);
-    place_buffers();
+    if (shares_copies() || raises_flags()) cpu::rename_scratch(program_);
+    if (raises_flags()) {
+        find_copies();
+        fold_copies();
+        place_copies();
+    } else {
+        place_buffers();
+    }
     if (shares_copies()) {
         std::set<int> far;
         for (std::size_t b = 0; b < to_.buffers.size(); ++b) {

@@ -108,7 +108,8 @@ constexpr int step_bytes(Storage storage) {
     return kStep * outputs_of_tile(storage) * (storage == Storage::kFloat32 ? 4 : storage == Storage::kInt8 ? 1 : 2);
 }
 
-// Of a block of commands: a bit each of Command::waits.
+// Of a block of commands: a bit each of Command::waits. A grid's block of commands may have more, of which as many come
+// between two meetings.
 constexpr int kMaxEdges = 64;
 
 // Who has to have come to this point before a command may begin.
@@ -138,7 +139,11 @@ struct Command {
     bool own_copy = false;
     // Edges of the block of commands: that by which the results reach the others, and those to wait for.
     std::int8_t edge = -1;
+    bool arrives = false;  // of a grid: the last of those that write along the edge, side by side
     std::uint64_t waits = 0;
+    // What is shared out: pieces that one warp takes, of all rows together and of each row.
+    std::int32_t items = 0;
+    std::int32_t items_of_row = 0;
 
     // `source` is also a, query, input_gates and params; `other` is b and hidden_gates.
     Operand out, source, add, other, hidden, cell, cell_out, log_prob, keys, values;

@@ -53,6 +53,10 @@ struct Context {
         return after < 0 ? after + team.size : after;
     }
 
+    // Pieces that are shared out, and whether this block gets one: the first goes to block 0.
+    FASTAR_DEVICE int items(const Command& c) const { return c.items + rows * c.items_of_row; }
+    FASTAR_DEVICE bool has_share(const Command& c) const { return block(c) < items(c); }
+
     FASTAR_DEVICE int index(std::int16_t address) const { return addresses[address]; }
     FASTAR_DEVICE float* row(const Operand& o, int r) const {
         return spaces->base[o.space] + r * spaces->stride[o.space] + addresses[o.address];

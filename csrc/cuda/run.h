@@ -20,7 +20,8 @@ struct Run {
     std::int64_t arena_stride;
     const float* inputs[kMaxInputs];
     std::int64_t input_strides[kMaxInputs];
-    float* scores;  // of attention, where they do not fit beside the rest: [blocks, warps, most_slots]
+    unsigned* flags;  // [teams, kMaxEdges, kFlagStride]: the counters of a grid's edges
+    float* scores;    // of attention, where they do not fit beside the rest: [blocks, warps, most_slots]
     std::int64_t rows;
     Schedule schedule;
     std::int32_t turn;  // 0 and 1 alternate from launch to launch
@@ -61,6 +62,9 @@ struct Run {
     double* handed;              // a copy of the values, or null
 };
 
+// Words between the counters of a grid's edges: each has a line of the second cache level for itself.
+constexpr std::int32_t kFlagStride = 32;
+
 constexpr std::int32_t kAllReached = 0x7fffffff;
 
 // Of a block. More would leave a thread fewer registers than the kernel has a use for.
@@ -97,7 +101,7 @@ struct SharedLayout {
     static constexpr std::int64_t kAheads = 16;
     std::int64_t spaces = kAheads + kMostThreads / 32 * static_cast<std::int64_t>(sizeof(Ahead));
     std::int64_t sums;       // doubles [rows, 2]: log-probability, log-weight
-    std::int64_t edges;      // [where.edges]
+    std::int64_t edges;      // [where.edges]: of a cluster, or what a block of a grid knows of them
     std::int64_t addresses;  // two sets: that of a block of commands is found while slow threads still read the last
     std::int64_t choice;     // doubles, of a warp or of the block
     std::int64_t mixture;    // doubles [rows, 2 components]

@@ -50,7 +50,7 @@ def test_blocks_of_a_cluster_meet_once_a_position(twin: Any, precision: str, mon
     row = Cuda(program, precision, library=twin, schedule="row").start(request)
     row.advance()
     # Rings in global memory, as longer ones would be.
-    monkeypatch.setattr(cuda_plan, "_rooms", lambda name, blocks, numbers: [Room(numbers, blocks, True, 0, 16384)])
+    monkeypatch.setattr(cuda_plan, "_rooms", lambda name, blocks, n: [Room(name, n, blocks, True, 0, 16384)])
     executor = Cuda(program, precision, library=twin, schedule="cluster", blocks=4)
     tally = executor.packed.tally
     assert executor.packed.slow == 64 * sum(d + 1 for d in dilations)

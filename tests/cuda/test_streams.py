@@ -69,7 +69,7 @@ def test_bit_for_bit_what_weights_that_lie_still_give(twin: Any, case: str) -> N
 def test_taps_are_fetched_while_rings_are_full(twin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     program = WaveNet(32, 64, 96, [3, 1, 2, 4]).eval().lower()
     request = make(program, 2, seed=3, length=12)
-    monkeypatch.setattr(cuda_plan, "_rooms", lambda name, blocks, numbers: [Room(numbers, blocks, True, 0, 4096)])
+    monkeypatch.setattr(cuda_plan, "_rooms", lambda name, blocks, n: [Room(name, n, blocks, True, 0, 4096)])
     still, streaming = _streaming(twin, program, "float16", 8, {"schedule": "cluster", "blocks": 4})
     assert streaming.packed.tally["fetches"] == 3
     whole = still.start(request)
