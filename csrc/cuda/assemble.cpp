@@ -59,12 +59,11 @@ void Assembler::run() {
     }
     beside_.resize(program_.code.size());
     list_parts();
-    std::vector<std::int32_t> open;
     bool fresh = true;
     for (std::size_t number = 0; number < program_.code.size(); ++number) {
         const Instruction& i = program_.code[number];
         if (i.is_control()) {
-            control(i, open);
+            control(i);
             fresh = true;
             continue;
         }
@@ -78,17 +77,17 @@ void Assembler::run() {
     lay_out();
 }
 
-void Assembler::control(const Instruction& i, std::vector<std::int32_t>& open) {
+void Assembler::control(const Instruction& i) {
     end_block();
     Entry e;
     e.place = i.place;
     if (i.op == cpu::Op::kEnd) {
         e.control = Control::kEnd;
-        e.jump = open.back();
-        entries_[at(open.back())].jump = narrow(static_cast<std::int64_t>(entries_.size()));
-        open.pop_back();
+        e.jump = open_.back();
+        entries_[at(open_.back())].jump = narrow(static_cast<std::int64_t>(entries_.size()));
+        open_.pop_back();
     } else {
-        open.push_back(narrow(static_cast<std::int64_t>(entries_.size())));
+        open_.push_back(narrow(static_cast<std::int64_t>(entries_.size())));
         e.control = i.op == cpu::Op::kLoop ? Control::kLoop : Control::kWhen;
         e.variable = i.variable;
         e.count = narrow(i.count.value_or(-1));
@@ -108,6 +107,7 @@ void Assembler::begin_block(const Instruction& i) {
     e.command = narrow(static_cast<std::int64_t>(commands_.size()));
     e.address = narrow(static_cast<std::int64_t>(addresses_.size()));
     e.fetch = narrow(static_cast<std::int64_t>(fetches_.size()));
+    e.next_row = narrow(static_cast<std::int64_t>(next_rows_.size()));
     entries_.push_back(e);
     ++to_.tally.team_meetings;
 }
@@ -190,6 +190,7 @@ void Assembler::command(const Instruction& i, const Beside& beside) {
         to_.stretch.most_slots = std::max(to_.stretch.most_slots, c.slots);
     }
     if (c.op == Op::kDraw) law(i, c);
+    fetch_row(i, c);
     share(i, beside, c);
     if (c.op == Op::kMatrix && c.storage != Storage::kRows && c.resident < 0 && c.index < 0) count_share(c);
     commands_.push_back(c);
@@ -209,48 +210,6 @@ void Assembler::law(const Instruction& i, Command& c) {
     s.most_components = std::max(s.most_components, narrow(i.head.components));
 }
 
-std::int32_t Assembler::follower(std::int32_t entry) const {
-    for (std::size_t looked = 0; looked < entries_.size(); ++looked) {
-        if (at(++entry) >= entries_.size()) return -1;
-        const Entry& e = entries_[at(entry)];
-        if (e.control == Control::kBlock) return entry;
-        if (e.control == Control::kWhen) return -1;
-        if (e.control == Control::kEnd && entries_[at(e.jump)].control == Control::kLoop) entry = e.jump;
-    }
-    return -1;
-}
-
-void Assembler::thread_streams() {
-    const auto first_of = [&](const Entry& e) {
-        std::int32_t n = e.command;
-        while (n < e.command + e.commands && !commands_[at(n)].streamed) ++n;
-        return n < e.command + e.commands ? n : -1;
-    };
-    const auto from_entry = [&](std::int32_t entry) {
-        for (std::size_t looked = 0; entry >= 0 && looked < entries_.size(); ++looked) {
-            if (const std::int32_t first = first_of(entries_[at(entry)]); first >= 0) return first;
-            entry = entries_[at(entry)].follower;
-        }
-        return -1;
-    };
-    for (Entry& e : entries_) {
-        if (e.control == Control::kBlock) e.follower = follower(narrow(&e - entries_.data()));
-    }
-    for (Entry& e : entries_) {
-        if (e.control != Control::kBlock) continue;
-        e.streamed = from_entry(narrow(&e - entries_.data()));
-        std::int32_t next = from_entry(e.follower);
-        for (std::int32_t n = e.command + e.commands; n-- > e.command;) {
-            if (!commands_[at(n)].streamed) continue;
-            commands_[at(n)].next = next;
-            next = n;
-        }
-    }
-    if (to_.stretch.streamed == 0) return;
-    to_.stretch.stages = narrow(options_.stages);
-    to_.stretch.stage_bytes = step_bytes(storage_of(options_.precision));
-}
-
 void Assembler::lay_out() {
     if (program_.variables > kMaxVariables) {
         throw std::invalid_argument("program: more than " + std::to_string(kMaxVariables) + " loop variables");
@@ -265,9 +224,11 @@ void Assembler::lay_out() {
     s.parts = put(parts_);
     s.part_count = narrow(static_cast<std::int64_t>(parts_.size()));
     s.fetches = put(fetches_);
+    s.next_rows = put(next_rows_);
     s.commands = put(commands_);
     const auto begin = static_cast<std::int64_t>((to_.bytes.size() + 255) / 256 * 256);
     for (Resident& one : residents_) one.from += begin;
+    for (NextRow& one : next_rows_) one.table += begin;
     for (Command& c : commands_) {
         for (std::int64_t* one : {&c.weight, &c.bias, &c.scales, &c.spans, &c.reach}) {
             if (*one >= 0) *one += begin;
@@ -275,6 +236,7 @@ void Assembler::lay_out() {
     }
     std::memcpy(to_.bytes.data() + s.commands, commands_.data(), commands_.size() * sizeof(Command));
     std::memcpy(to_.bytes.data() + s.residents, residents_.data(), residents_.size() * sizeof(Resident));
+    std::memcpy(to_.bytes.data() + s.next_rows, next_rows_.data(), next_rows_.size() * sizeof(NextRow));
     put(weights_);
     to_.size = begin + weight_bytes_;
 }

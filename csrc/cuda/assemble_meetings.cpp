@@ -17,6 +17,7 @@ void Assembler::end_block() {
     }
     before_.clear();
     met_edges_ = 0;
+    end_rows();
 }
 
 void Assembler::wait_for(Command& c, int edge) {

@@ -100,15 +100,11 @@ class Assembler {
     std::int16_t space_of(const Ref& ref) const { return static_cast<std::int16_t>(to_.buffers[at(ref.buffer)].space); }
 
     // The program, entry by entry: assemble.cpp.
-    void control(const Instruction& i, std::vector<std::int32_t>& open);
+    void control(const Instruction& i);
     void begin_block(const Instruction& i);
     static Op op_of(cpu::Op op);
     void command(const Instruction& i, const Beside& beside);
     void law(const Instruction& i, Command& c);
-    // Which block of commands comes after another one, where that is easy to know.
-    std::int32_t follower(std::int32_t entry) const;
-    // The order in which matrices are streamed.
-    void thread_streams();
     void lay_out();
 
     // Where buffers lie, and how an instruction finds them: assemble_places.cpp.
@@ -143,10 +139,18 @@ class Assembler {
     // Taps that are fetched beforehand: outside where the ring's place is, else where they were fetched to.
     void fetch_taps(const Instruction& i, const Beside& beside, Command& c);
     void matrix(const Instruction& i, const Beside& beside, Command& c);
-    // A matrix that comes through the rings, or would if there were any.
-    void count_share(Command& c);
+    // Of a block alone: rows that are known before their turn are fetched while the value before is drawn.
+    void fetch_row(const Instruction& i, Command& c);
+    void end_rows();
     Held keep(const float* weights, const MatrixShape& shape, const Command& c, bool fixed);
     static Storage storage_of(Precision precision);
+
+    // Which weights come through rings, and in which order: assemble_streams.cpp.
+    // A matrix that is streamed, or would be if there were rings.
+    void count_share(Command& c);
+    // Which block of commands comes after another one, where that is easy to know.
+    std::int32_t follower(std::int32_t entry) const;
+    void thread_streams();
 
     // Who waits for whom: assemble_meetings.cpp.
     // Every edge of a cluster is waited for before its block of commands ends, so that all stand at the same count.
@@ -193,6 +197,8 @@ class Assembler {
     std::set<int> copies_;        // of a grid: buffers of which every block has a copy
     std::vector<Part> parts_;
     std::vector<Fetch> fetches_;
+    std::vector<NextRow> next_rows_;
+    std::vector<std::int32_t> open_;  // loops and conditions around the block of commands
     std::vector<Before> before_;
     std::int32_t met_edges_ = 0;  // edges of the block of commands before its last meeting of the team
 };

@@ -160,8 +160,10 @@ struct Command {
     std::int64_t spans = -1;
     std::int64_t reach = -1;
     std::int64_t bank_bytes = 0;
-    std::int32_t first_block = 0;  // that which has the first tile
-    std::int64_t resident = -1;    // where its tiles lie in the block's shared memory, behind the fast space
+    std::int32_t fetched_row = -1;  // where the row of its table lies that was fetched beforehand, if it is that one
+    bool fetches_rows = false;      // those of the next pass, as nobody reads this one's any more
+    std::int32_t first_block = 0;   // that which has the first tile
+    std::int64_t resident = -1;     // where its tiles lie in the block's shared memory, behind the fast space
     std::int32_t tile_bytes = 0;
     bool streamed = false;   // its tiles come through the warps' rings
     std::int32_t next = -1;  // the command that is streamed after this one, as far as is known
@@ -202,6 +204,8 @@ struct Entry {
     std::int32_t edges = 0;
     std::int32_t fetch = 0;  // the first of `fetches`
     std::int32_t fetches = 0;
+    std::int32_t next_row = 0;  // the first of `next_rows`
+    std::int32_t next_rows = 0;
     std::int32_t completes = 0;  // a position
     std::int32_t follower = -1;  // the block of commands that comes next, if loops go on; -1: who knows
     std::int32_t streamed = -1;  // the first streamed command from here on
@@ -226,6 +230,19 @@ struct Fetch {
     std::int32_t width;    // a multiple of 4
 };
 
+// A row of a table that the next pass through a block of commands reads, if the innermost loop goes on: it is fetched
+// during this one, behind its number.
+struct NextRow {
+    std::int64_t table;    // in the stretch
+    std::int32_t address;  // within the block of commands: the index of this pass's row
+    std::int32_t step;     // from one pass to the next
+    std::int32_t rows;     // of the table
+    std::int32_t bytes;    // a multiple of 16
+    std::int32_t to;       // in the shared memory of such rows
+};
+// So many bytes of shared memory lie before such a row, with its number.
+constexpr std::int32_t kRowHeader = 16;
+
 // Numbers of the fast space of which each block holds those of its own tiles only.
 struct Part {
     std::int32_t base;
@@ -242,6 +259,8 @@ struct Stretch {
     std::int64_t residents;
     std::int64_t parts;
     std::int64_t fetches;
+    std::int64_t next_rows;
+    std::int64_t next_row_bytes;
     std::int64_t resident_bytes;
     std::int32_t resident_count;
     std::int32_t part_count;

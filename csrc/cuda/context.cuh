@@ -77,6 +77,14 @@ struct Context {
         return reinterpret_cast<const T*>(run.stretch + offset);
     }
 
+    // A row of the command's table: that which was fetched beforehand, where it is the one.
+    template <typename T>
+    FASTAR_DEVICE const T* table_row(const Command& c, std::int32_t number, std::int64_t bytes) const {
+        const std::byte* held = shared_memory() + layout.next_rows + c.fetched_row;
+        const bool there = c.fetched_row >= 0 && *reinterpret_cast<const std::int32_t*>(held) == number;
+        return reinterpret_cast<const T*>(there ? held + kRowHeader : run.stretch + c.weight + number * bytes);
+    }
+
     // The place that counts what is sent along an edge, and how often it was done before.
     FASTAR_DEVICE Edge* edge(int number) const {
         return reinterpret_cast<Edge*>(shared_memory() + layout.edges) + (edges_before + number) % kMaxEdges;

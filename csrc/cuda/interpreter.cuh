@@ -126,6 +126,9 @@ class Interpreter {
             spaces()->base[s] = base;
             spaces()->stride[s] = stride;
         }
+        for (int i = thread; i < run_.where.next_row_bytes / kRowHeader; i += threads) {
+            *reinterpret_cast<std::int32_t*>(shared_memory() + layout_.next_rows + i * kRowHeader) = -1;
+        }
         for (int r = thread; r < rows_; r += threads) {
             sums()[2 * r] = run_.log_prob[first_row_ + r];
             sums()[2 * r + 1] = run_.log_weight[first_row_ + r];
@@ -262,6 +265,24 @@ class Interpreter {
         copy_commit();
     }
 
+    // Of tables, for the next pass through this block of commands.
+    FASTAR_DEVICE void fetch_rows(const Entry& entry, const std::int32_t* found) {
+        const NextRow* all = reinterpret_cast<const NextRow*>(run_.stretch + run_.where.next_rows) + entry.next_row;
+        const auto thread = static_cast<int>(thread_index());
+        const auto threads = static_cast<int>(thread_count());
+        for (int i = 0; i < entry.next_rows; ++i) {
+            const int number = found[all[i].address] + all[i].step;
+            const bool there = number >= 0 && number < all[i].rows;
+            std::byte* to = shared_memory() + layout_.next_rows + all[i].to;
+            if (thread == 0) *reinterpret_cast<std::int32_t*>(to) = there ? number : -1;
+            const std::byte* from = run_.stretch + all[i].table + static_cast<std::int64_t>(number) * all[i].bytes;
+            for (int at = 16 * thread; there && at < all[i].bytes; at += 16 * threads) {
+                copy_async(to + kRowHeader + at, from + at);
+            }
+        }
+        copy_commit();
+    }
+
     // Before a command begins. False where some never came.
     FASTAR_DEVICE bool await_others(const Context& x, const Command& c, const Command& next) {
         if (run_.schedule == Schedule::kGrid && c.waits != 0 && x.has_share(c)) {
@@ -293,6 +314,7 @@ class Interpreter {
             guess_ = entry.follower;
         }
         if (entry.fetches > 0) fetch(entry, found);
+        if (entry.next_rows > 0) copy_wait<0>();
         // The last block's results and this one's addresses.
         if (!team_.meet()) return false;
         if (entry.fetches > 0) {
@@ -306,6 +328,7 @@ class Interpreter {
         for (int i = 0; i < entry.commands; ++i) {
             const Command& c = commands[i];
             if (!await_others(x, c, commands[i + 1 < entry.commands ? i + 1 : i])) return false;
+            if (c.fetches_rows) fetch_rows(entry, found);
             const bool cluster = run_.schedule == Schedule::kCluster;
             if (cluster && c.edge >= 0 && thread_index() == 0) {
                 edge_expect(x.edge(c.edge), 4u * rows_ * c.outputs);

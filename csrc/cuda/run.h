@@ -107,6 +107,7 @@ struct SharedLayout {
     std::int64_t mixture;    // doubles [rows, 2 components]
     std::int64_t partials;   // floats [tiles in parts at once, parts, rows, 32]
     std::int64_t scores;     // -1: in global memory
+    std::int64_t next_rows;  // bytes [where.next_row_bytes]
     std::int64_t fast;
     std::int64_t resident;  // tiles of matrices
     std::int64_t ring;      // [warps, where.stages, where.stage_bytes]
@@ -124,7 +125,8 @@ struct SharedLayout {
         const std::int64_t behind = partials + items * kMaxRows * 32 * 4;
         const std::int64_t score_bytes = 4 * warps * where.most_slots;
         scores = score_bytes <= kMostScoreBytes ? behind : -1;
-        fast = aligned(behind + (scores < 0 ? 0 : score_bytes));
+        next_rows = aligned(behind + (scores < 0 ? 0 : score_bytes));
+        fast = next_rows + where.next_row_bytes;
         resident = (fast + 4 * rows * fast_stride + 127) / 128 * 128;
         ring = aligned(resident + where.resident_bytes);
         bytes = ring + warps * where.stages * where.stage_bytes;
