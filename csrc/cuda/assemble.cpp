@@ -210,53 +210,12 @@ void Assembler::law(const Instruction& i, Command& c) {
     s.most_components = std::max(s.most_components, narrow(i.head.components));
 }
 
-std::int32_t Assembler::follower(std::int32_t entry) const {
-    for (std::size_t looked = 0; looked < entries_.size(); ++looked) {
-        if (at(++entry) >= entries_.size()) return -1;
-        const Entry& e = entries_[at(entry)];
-        if (e.control == Control::kBlock) return entry;
-        if (e.control == Control::kWhen) return -1;
-        if (e.control == Control::kEnd && entries_[at(e.jump)].control == Control::kLoop) entry = e.jump;
-    }
-    return -1;
-}
-
-void Assembler::thread_streams() {
-    const auto first_of = [&](const Entry& e) {
-        std::int32_t n = e.command;
-        while (n < e.command + e.commands && !commands_[at(n)].streamed) ++n;
-        return n < e.command + e.commands ? n : -1;
-    };
-    const auto from_entry = [&](std::int32_t entry) {
-        for (std::size_t looked = 0; entry >= 0 && looked < entries_.size(); ++looked) {
-            if (const std::int32_t first = first_of(entries_[at(entry)]); first >= 0) return first;
-            entry = entries_[at(entry)].follower;
-        }
-        return -1;
-    };
-    for (Entry& e : entries_) {
-        if (e.control == Control::kBlock) e.follower = follower(narrow(&e - entries_.data()));
-    }
-    for (Entry& e : entries_) {
-        if (e.control != Control::kBlock) continue;
-        e.streamed = from_entry(narrow(&e - entries_.data()));
-        std::int32_t next = from_entry(e.follower);
-        for (std::int32_t n = e.command + e.commands; n-- > e.command;) {
-            if (!commands_[at(n)].streamed) continue;
-            commands_[at(n)].next = next;
-            next = n;
-        }
-    }
-    if (to_.stretch.streamed == 0) return;
-    to_.stretch.stages = narrow(options_.stages);
-    to_.stretch.stage_bytes = step_bytes(storage_of(options_.precision));
-}
-
 void Assembler::lay_out() {
     if (program_.variables > kMaxVariables) {
         throw std::invalid_argument("program: more than " + std::to_string(kMaxVariables) + " loop variables");
     }
     Stretch& s = to_.stretch;
+    s.channels = narrow(program_.channels);
     s.entry_count = narrow(static_cast<std::int64_t>(entries_.size()));
     s.entries = put(entries_);
     s.addresses = put(addresses_);

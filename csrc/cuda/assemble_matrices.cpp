@@ -162,21 +162,6 @@ void Assembler::end_rows() {
     block.next_rows = 0;
 }
 
-void Assembler::count_share(Command& c) {
-    c.streamed = options_.stages > 0;
-    to_.stretch.streamed += c.streamed;
-    const std::int64_t blocks = c.shared_out ? options_.blocks : 1;
-    const std::int64_t tiles = c.bank_bytes / c.tile_bytes;
-    const std::int64_t all_waits = to_.tally.team_meetings + to_.tally.edges;
-    const std::int64_t waits = all_waits - std::exchange(waits_, all_waits);
-    std::vector<Tally::Share>& shares = to_.tally.shares;
-    if (waits == 0 && !shares.empty() && shares.back().tile_bytes == c.tile_bytes && shares.back().blocks == blocks) {
-        shares.back().tiles += tiles;
-    } else {
-        shares.push_back({c.tile_bytes, tiles, c.parts, blocks, waits});
-    }
-}
-
 Assembler::Held Assembler::keep(const float* weights, const MatrixShape& shape, const Command& c, bool fixed) {
     const Storage storage = c.storage;
     Held held;

@@ -105,10 +105,6 @@ class Assembler {
     static Op op_of(cpu::Op op);
     void command(const Instruction& i, const Beside& beside);
     void law(const Instruction& i, Command& c);
-    // Which block of commands comes after another one, where that is easy to know.
-    std::int32_t follower(std::int32_t entry) const;
-    // The order in which matrices are streamed.
-    void thread_streams();
     void lay_out();
 
     // Where buffers lie, and how an instruction finds them: assemble_places.cpp.
@@ -146,10 +142,15 @@ class Assembler {
     // Of a block alone: rows that are known before their turn are fetched while the value before is drawn.
     void fetch_row(const Instruction& i, Command& c);
     void end_rows();
-    // A matrix that comes through the rings, or would if there were any.
-    void count_share(Command& c);
     Held keep(const float* weights, const MatrixShape& shape, const Command& c, bool fixed);
     static Storage storage_of(Precision precision);
+
+    // Which weights come through rings, and in which order: assemble_streams.cpp.
+    // A matrix that is streamed, or would be if there were rings.
+    void count_share(Command& c);
+    // Which block of commands comes after another one, where that is easy to know.
+    std::int32_t follower(std::int32_t entry) const;
+    void thread_streams();
 
     // Who waits for whom: assemble_meetings.cpp.
     // Every edge of a cluster is waited for before its block of commands ends, so that all stand at the same count.

@@ -273,6 +273,7 @@ struct Stretch {
     std::int32_t most_slots;      // of an attention
     std::int32_t most_levels;     // of a draw
     std::int32_t most_components;
+    std::int32_t channels;    // of a value
     std::int32_t most_parts;  // of a matrix's tile
 };
 

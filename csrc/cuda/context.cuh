@@ -23,7 +23,7 @@ struct Crew {
 // Where a block keeps the values of a row's last position: in turn, as others may be at the one before.
 FASTAR_DEVICE double* drawn_at(const Run& run, const SharedLayout& layout, int r, int position) {
     return reinterpret_cast<double*>(shared_memory() + layout.drawn) +
-           (position % 2 * run.rows_per_team + r) * kMaxChannels;
+           (position % 2 * run.rows_per_team + r) * run.channels;
 }
 
 struct Context {

@@ -101,7 +101,7 @@ struct SharedLayout {
     static constexpr std::int64_t kAheads = 16;
     std::int64_t spaces = kAheads + kMostThreads / 32 * static_cast<std::int64_t>(sizeof(Ahead));
     std::int64_t sums;       // doubles [rows, 2]: log-probability, log-weight
-    std::int64_t drawn;      // doubles [2, rows, kMaxChannels]: the values of even and of odd positions
+    std::int64_t drawn;      // doubles [2, rows, where.channels]: the values of even and of odd positions
     std::int64_t edges;      // [where.edges]: of a cluster, or what a block of a grid knows of them
     std::int64_t addresses;  // two sets: that of a block of commands is found while slow threads still read the last
     std::int64_t choice;     // doubles, of a warp or of the block
@@ -117,7 +117,7 @@ struct SharedLayout {
     constexpr SharedLayout(const Stretch& where, std::int32_t rows, std::int32_t threads, std::int64_t fast_stride) {
         sums = spaces + static_cast<std::int64_t>(sizeof(Spaces));
         drawn = sums + 16 * rows;
-        edges = drawn + 16 * kMaxChannels * rows;
+        edges = drawn + 16 * where.channels * rows;
         addresses = edges + static_cast<std::int64_t>(sizeof(std::uint64_t)) * where.edges;
         choice = aligned(addresses + 8 * where.most_addresses);
         const std::int64_t warps = threads / 32;
