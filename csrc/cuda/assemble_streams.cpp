@@ -23,7 +23,7 @@ std::int32_t Assembler::follower(std::int32_t entry) const {
         if (at(++entry) >= entries_.size()) return -1;
         const Entry& e = entries_[at(entry)];
         if (e.control == Control::kBlock) return entry;
-        if (e.control == Control::kWhen) return -1;
+        if (e.control == Control::kWhen && (e.step != 1 || e.stop != kNoStop)) entry = e.jump;
         if (e.control == Control::kEnd && entries_[at(e.jump)].control == Control::kLoop) entry = e.jump;
     }
     return -1;

@@ -148,7 +148,7 @@ class Assembler {
     // Which weights come through rings, and in which order: assemble_streams.cpp.
     // A matrix that is streamed, or would be if there were rings.
     void count_share(Command& c);
-    // Which block of commands comes after another one, where that is easy to know.
+    // Which block of commands probably comes after another one: loops go on, and conditions without an end hold.
     std::int32_t follower(std::int32_t entry) const;
     void thread_streams();
 

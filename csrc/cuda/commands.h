@@ -186,6 +186,8 @@ struct Command {
 
 enum class Control : std::int32_t { kLoop, kWhen, kEnd, kBlock };
 
+constexpr std::int32_t kNoStop = 0x7fffffff;
+
 // Control flow, and between it blocks of commands whose addresses are found side by side before the first begins.
 struct Entry {
     Control control = Control::kEnd;
@@ -194,7 +196,7 @@ struct Entry {
     std::int32_t count = -1;  // of a loop; -1: the length of the run
     Slot index;
     std::int32_t start = 0;
-    std::int32_t stop = 0x7fffffff;
+    std::int32_t stop = kNoStop;
     std::int32_t step = 1;
     std::int32_t jump = 0;  // from a loop or when to its end, from an end to its beginning
     std::int32_t command = 0;
@@ -207,7 +209,7 @@ struct Entry {
     std::int32_t next_row = 0;  // the first of `next_rows`
     std::int32_t next_rows = 0;
     std::int32_t completes = 0;  // a position
-    std::int32_t follower = -1;  // the block of commands that comes next, if loops go on; -1: who knows
+    std::int32_t follower = -1;  // the block of commands that is guessed to come next; -1: none
     std::int32_t streamed = -1;  // the first streamed command from here on
 };
 

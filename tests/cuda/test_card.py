@@ -34,6 +34,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "cluster": {"schedule": "cluster", "blocks": 8},
     # Planned for no fewer rows than the requests have: what waits for one another has to be there together.
     "grid": {"schedule": "grid", "rows": 8},
+    # Little more shared memory than the rings take.
+    "grid through rings": {"schedule": "grid", "rows": 8, "blocks": 4, "stages": 8, "shared_bytes": 80 * 1024},
 }
 
 

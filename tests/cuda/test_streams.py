@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -139,6 +140,18 @@ def test_the_planner_gives_rings_the_room_that_they_are_worth(twin: Any) -> None
     assert 0 < chosen.packed.resident_bytes < without.packed.resident_bytes
     assert chosen.schedule.predicted_us < without.schedule.predicted_us
     assert "weights through rings of 16 stages a warp" in chosen.describe()
+
+
+def test_the_prediction_lets_memory_go_on_as_far_as_rings_hold() -> None:
+    def waited(stages: int, between: float) -> float:
+        # Two matrices of a tile of 1 KB for each of eight blocks, which take 10.24 us each, and a wait before either.
+        packed = SimpleNamespace(shares=[(1024, 8, 1, 8, 1)] * 2, stages=stages, stage_bytes=512)
+        return cuda_plan._streaming(packed, between, waits=2, threads=128, fair=100.0)
+
+    assert waited(0, 6.0) == pytest.approx(20.48)
+    assert waited(8, 6.0) == pytest.approx(14.48)
+    # Of the warps one has the tile, so a quarter of 16 KB is at hand for it: more than both.
+    assert waited(8, 40.0) == pytest.approx(2 * 1024 / 200e3)
 
 
 def test_refusals_name_the_argument(twin: Any) -> None:
