@@ -29,6 +29,7 @@ from fastar.bench.pages import with_section
 from fastar.cli._training import Plan, Trainer, start
 from fastar.data import sets, tables
 from fastar.models import IAF, MAF, Model, load
+from fastar.models._affine import AffineLayer
 from fastar.models.orderless import Orderless
 from fastar.sampling import Sampler, draws
 
@@ -95,7 +96,7 @@ def measure(row: Row, folder: Path) -> dict[str, Any]:
     """Train, unless the folder holds that training, evaluate and time one model."""
     data = sets.find(row.data, row.length)
     plan = Plan(row.epochs, row.batch, row.learning_rate, 1e-2, 0)
-    graph = {"markov_graph": _grid(*data.train.shape[-2:], row.reach)} if row.reach else {}
+    graph = {"markov_graph": _grid(data.train.shape[-2], data.train.shape[-1], row.reach)} if row.reach else {}
     trainer = Trainer(start(row.model, data, {**row.settings, **graph}, None, plan, "cpu"), data, plan, folder)
     trainer.resume()
     trainer.run(lambda progress: None)
@@ -103,8 +104,12 @@ def measure(row: Row, folder: Path) -> dict[str, Any]:
     T = None if not any(isinstance(size, str) for size in model.data_shape) else trainer.x.shape[1]
     sampler = Sampler(model, ROWS, threads=torch.get_num_threads())
     fast = _median(lambda: sampler.sample(ROWS, length=T, seed=1))
-    own = {"mixture": tables.mixture, "rings": tables.rings, "chain": tables.chain}.get(row.data)
-    known = None if own is None else own()
+    laws: dict[str, Callable[[], tables.Known]] = {
+        "mixture": tables.mixture,
+        "rings": tables.rings,
+        "chain": tables.chain,
+    }
+    known = laws[row.data]() if row.data in laws else None
     return {
         "model": row.label,
         "data": row.data,
@@ -128,7 +133,7 @@ def naive_sampler(model: Model, length: int | None) -> Callable[[], Tensor]:
         return lambda: _by_one_pass(model)
     if isinstance(model, MAF):
         return lambda: _by_full_passes(model)
-    shape = [length if isinstance(size, str) else size for size in model.data_shape]
+    shape = [size if isinstance(size, int) else length or 0 for size in model.data_shape]
     program = model.lower()
     layout = program.weights[program.layout].long() if program.layout else torch.arange(torch.Size(shape).numel())
     head, integer = model.distribution.head, model.distribution.levels is not None
@@ -163,6 +168,7 @@ def _by_full_passes(model: MAF) -> Tensor:
     # MAF's inverse as the field has it: D passes through each layer's network.
     x = torch.randn(ROWS, model.dim)
     for layer in reversed(model.layers):
+        assert isinstance(layer, AffineLayer)
         known = torch.zeros_like(x)
         for _ in range(model.dim):
             m, u = layer.network(known).unflatten(1, (model.dim, 2)).unbind(2)

@@ -59,7 +59,7 @@ def case(
 
     def build(device: torch.device) -> Contenders:
         block = GatedPixelCNNBlock(channels, channels, kernel, "B", vertical="cropped", device=device, dtype=dtype)
-        block = block.to(memory_format=torch.channels_last)
+        block = block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         shape = (batch, channels, side, side)
         v, h, grad_v, grad_h = (
             torch.randn(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last) for _ in range(4)

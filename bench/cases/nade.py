@@ -48,11 +48,8 @@ def loop_log_prob(x: Tensor, *parameters: Tensor) -> Tensor:
 
 def training_step(run: Callable[[], Tensor], parameters: list[Tensor], grad: Tensor) -> tuple[Tensor, ...]:
     """Forward, backward, and a step of gradient descent on W, so that it is another one in every iteration."""
-    for parameter in parameters:
-        parameter.grad = None
     y = run()
-    y.backward(grad)
-    gradients = [parameter.grad for parameter in parameters]
+    gradients = torch.autograd.grad(y, parameters, grad)
     with torch.no_grad():
         parameters[0].add_(gradients[0], alpha=-1e-6)
     return (y, *gradients)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ def case(
         parameters = [t for layer in (block.conv, block.residual_conv, block.skip_conv) for t in layer.parameters()]
 
         def contender(
-            forward: Callable[..., tuple[Tensor, Tensor]], inputs: list[Tensor], learned: list[Tensor]
+            forward: Callable[..., tuple[Tensor, Tensor]], inputs: list[Tensor], learned: Sequence[Tensor]
         ) -> Callable[[], object]:
             if not trains:
                 return lambda: forward(*inputs)

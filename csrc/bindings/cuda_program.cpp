@@ -25,15 +25,23 @@ namespace {
 using cuda::Assembly;
 using cuda::SharedLayout;
 
+cuda::Schedule schedule_of(const std::string& name) {
+    const std::map<std::string, cuda::Schedule> schedules{
+        {"row", cuda::Schedule::kRow}, {"cluster", cuda::Schedule::kCluster}, {"grid", cuda::Schedule::kGrid}};
+    return schedules.at(name);
+}
+
 std::shared_ptr<Assembly> assemble(const py::object& program, const py::dict& weights, const std::string& precision,
-                                   std::int64_t fast_numbers, bool caches_far, std::int64_t resident_bytes,
-                                   std::int64_t local_bytes, std::int64_t blocks, bool contents) {
+                                   const std::string& schedule, std::int64_t fast_numbers, bool caches_far,
+                                   std::int64_t resident_bytes, std::int64_t local_bytes, std::int64_t blocks,
+                                   bool contents) {
     const std::map<std::string, cuda::Precision> precisions{{"float32", cuda::Precision::kFloat32},
                                                             {"bfloat16", cuda::Precision::kBfloat16},
                                                             {"float16", cuda::Precision::kFloat16},
                                                             {"int8", cuda::Precision::kInt8}};
     cpu::Program read = read_program(program, weights);
     const cuda::AssemblyOptions options{.precision = precisions.at(precision),
+                                        .schedule = schedule_of(schedule),
                                         .fast_numbers = fast_numbers,
                                         .resident_bytes = resident_bytes,
                                         .local_bytes = local_bytes,
@@ -53,10 +61,9 @@ std::int64_t score_bytes(const Assembly& a, std::int32_t rows, std::int32_t thre
     return layout(a, rows, threads).scores >= 0 ? 0 : blocks * threads / 32 * a.stretch.most_slots * 4;
 }
 
-cuda::Schedule schedule_of(const std::string& name) {
-    const std::map<std::string, cuda::Schedule> schedules{
-        {"row", cuda::Schedule::kRow}, {"cluster", cuda::Schedule::kCluster}, {"grid", cuda::Schedule::kGrid}};
-    return schedules.at(name);
+// Words of global memory behind the arena, for the counters of a grid's edges.
+std::int64_t flag_words(const Assembly& a, std::int64_t teams) {
+    return teams * a.stretch.edges * cuda::kFlagStride;
 }
 
 cuda::Run read_run(const Assembly& a, const py::dict& r) {
@@ -73,6 +80,7 @@ cuda::Run read_run(const Assembly& a, const py::dict& r) {
         run.inputs[input] = reinterpret_cast<const float*>(at);
         run.input_strides[input++] = stride;
     }
+    run.flags = address<unsigned>(r["flags"]);
     run.scores = address<float>(r["scores"]);
     run.rows = r["rows"].cast<std::int64_t>();
     run.schedule = schedule_of(r["schedule"].cast<std::string>());
@@ -162,9 +170,9 @@ void bind_cuda_program(py::module_& module) {
     module.attr("CUDA_MOST_THREADS") = cuda::kMostThreads;
     module.attr("CUDA_ALL_REACHED") = cuda::kAllReached;
     py::class_<Assembly, std::shared_ptr<Assembly>>(module, "CudaProgram", "A step program, packed for csrc/cuda.")
-        .def(py::init(&assemble), py::arg("program"), py::arg("weights"), py::arg("precision"), py::arg("fast_numbers"),
-             py::arg("caches_far"), py::arg("resident_bytes"), py::arg("local_bytes"), py::arg("blocks"),
-             py::arg("contents"))
+        .def(py::init(&assemble), py::arg("program"), py::arg("weights"), py::arg("precision"), py::arg("schedule"),
+             py::arg("fast_numbers"), py::arg("caches_far"), py::arg("resident_bytes"), py::arg("local_bytes"),
+             py::arg("blocks"), py::arg("contents"))
         .def_readonly("bytes", &Assembly::size)
         .def(
             "copy_to",
@@ -203,6 +211,7 @@ void bind_cuda_program(py::module_& module) {
             [](const Assembly& a, std::int32_t rows, std::int32_t threads) { return layout(a, rows, threads).bytes; },
             py::arg("rows"), py::arg("threads"))
         .def("score_bytes", &score_bytes, py::arg("rows"), py::arg("threads"), py::arg("blocks"))
+        .def("flag_words", &flag_words, py::arg("teams"))
         .def("progress", &progress, py::arg("progress"), py::arg("teams"))
         .def("stand", &stand, py::arg("progress"), py::arg("teams"), py::arg("place"), py::arg("done"),
              py::arg("variables"))

@@ -37,8 +37,14 @@ Program with_inputs_activated(Program program) {
 }  // namespace
 
 void Assembler::run() {
-    if (shares_copies()) cpu::rename_scratch(program_);
-    place_buffers();
+    if (shares_copies() || raises_flags()) cpu::rename_scratch(program_);
+    if (raises_flags()) {
+        find_copies();
+        fold_copies();
+        place_copies();
+    } else {
+        place_buffers();
+    }
     if (shares_copies()) {
         std::set<int> far;
         for (std::size_t b = 0; b < to_.buffers.size(); ++b) {
@@ -50,12 +56,11 @@ void Assembler::run() {
     }
     beside_.resize(program_.code.size());
     list_parts();
-    std::vector<std::int32_t> open;
     bool fresh = true;
     for (std::size_t number = 0; number < program_.code.size(); ++number) {
         const Instruction& i = program_.code[number];
         if (i.is_control()) {
-            control(i, open);
+            control(i);
             fresh = true;
             continue;
         }
@@ -68,17 +73,17 @@ void Assembler::run() {
     lay_out();
 }
 
-void Assembler::control(const Instruction& i, std::vector<std::int32_t>& open) {
+void Assembler::control(const Instruction& i) {
     end_block();
     Entry e;
     e.place = i.place;
     if (i.op == cpu::Op::kEnd) {
         e.control = Control::kEnd;
-        e.jump = open.back();
-        entries_[at(open.back())].jump = narrow(static_cast<std::int64_t>(entries_.size()));
-        open.pop_back();
+        e.jump = open_.back();
+        entries_[at(open_.back())].jump = narrow(static_cast<std::int64_t>(entries_.size()));
+        open_.pop_back();
     } else {
-        open.push_back(narrow(static_cast<std::int64_t>(entries_.size())));
+        open_.push_back(narrow(static_cast<std::int64_t>(entries_.size())));
         e.control = i.op == cpu::Op::kLoop ? Control::kLoop : Control::kWhen;
         e.variable = i.variable;
         e.count = narrow(i.count.value_or(-1));
@@ -98,6 +103,7 @@ void Assembler::begin_block(const Instruction& i) {
     e.command = narrow(static_cast<std::int64_t>(commands_.size()));
     e.address = narrow(static_cast<std::int64_t>(addresses_.size()));
     e.fetch = narrow(static_cast<std::int64_t>(fetches_.size()));
+    e.next_row = narrow(static_cast<std::int64_t>(next_rows_.size()));
     entries_.push_back(e);
     ++to_.tally.team_meetings;
 }
@@ -180,6 +186,7 @@ void Assembler::command(const Instruction& i, const Beside& beside) {
         to_.stretch.most_slots = std::max(to_.stretch.most_slots, c.slots);
     }
     if (c.op == Op::kDraw) law(i, c);
+    fetch_row(i, c);
     share(i, beside, c);
     commands_.push_back(c);
     ++entries_.back().commands;
@@ -212,9 +219,11 @@ void Assembler::lay_out() {
     s.parts = put(parts_);
     s.part_count = narrow(static_cast<std::int64_t>(parts_.size()));
     s.fetches = put(fetches_);
+    s.next_rows = put(next_rows_);
     s.commands = put(commands_);
     const auto begin = static_cast<std::int64_t>((to_.bytes.size() + 255) / 256 * 256);
     for (Resident& one : residents_) one.from += begin;
+    for (NextRow& one : next_rows_) one.table += begin;
     for (Command& c : commands_) {
         for (std::int64_t* one : {&c.weight, &c.bias, &c.scales, &c.spans, &c.reach}) {
             if (*one >= 0) *one += begin;
@@ -222,6 +231,7 @@ void Assembler::lay_out() {
     }
     std::memcpy(to_.bytes.data() + s.commands, commands_.data(), commands_.size() * sizeof(Command));
     std::memcpy(to_.bytes.data() + s.residents, residents_.data(), residents_.size() * sizeof(Resident));
+    std::memcpy(to_.bytes.data() + s.next_rows, next_rows_.data(), next_rows_.size() * sizeof(NextRow));
     put(weights_);
     to_.size = begin + weight_bytes_;
 }

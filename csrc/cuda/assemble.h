@@ -7,6 +7,7 @@
 
 #include "cpu/executor/program.h"
 #include "cuda/commands.h"
+#include "cuda/run.h"
 
 namespace fastar::cuda {
 
@@ -14,6 +15,7 @@ enum class Precision { kFloat32, kBfloat16, kFloat16, kInt8 };
 
 struct AssemblyOptions {
     Precision precision = Precision::kFloat32;
+    Schedule schedule = Schedule::kRow;
     std::int64_t fast_numbers = 0;    // of a row, that may lie in shared memory
     std::int64_t resident_bytes = 0;  // of matrices, that a block may keep in shared memory
     std::int64_t local_bytes = 0;     // of a matrix that every block of a cluster multiplies for itself

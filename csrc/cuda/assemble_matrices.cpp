@@ -4,6 +4,12 @@
 #include "cuda/assembler.h"
 
 namespace fastar::cuda {
+namespace {
+
+// Bytes of rows that are fetched beforehand: two of a thousand numbers, and a few more.
+constexpr std::int64_t kMostNextRows = 16 * 1024;
+
+}  // namespace
 
 MatrixShape Assembler::shape_of(const Instruction& i) const {
     const bool banked = i.op == cpu::Op::kReadout || (i.index && i.op != cpu::Op::kSpanLinear);
@@ -102,6 +108,55 @@ void Assembler::matrix(const Instruction& i, const Beside& beside, Command& c) {
     to_.tally.weight_bytes += read;
     if (c.resident >= 0) to_.tally.resident_bytes += read;
     to_.tally.streams += c.resident < 0 || c.source.space == kSlowSpace;
+}
+
+void Assembler::fetch_row(const Instruction& i, Command& c) {
+    const bool reads_table = c.op == Op::kAccumulate || c.op == Op::kGather;
+    const bool bank = c.op == Op::kMatrix && c.storage == Storage::kRows && c.index >= 0 && c.spans < 0;
+    const std::int64_t bytes = bank ? c.bank_bytes : 4 * c.out.width;
+    const auto loop = std::find_if(open_.rbegin(), open_.rend(),
+                                   [&](std::int32_t entry) { return entries_[at(entry)].control == Control::kLoop; });
+    const bool apt = options_.schedule == Schedule::kRow && (bank || c.op == Op::kAccumulate) && bytes % 16 == 0 &&
+                     i.index->divisor == 1 && loop != open_.rend() &&
+                     to_.stretch.next_row_bytes + kRowHeader + bytes <= kMostNextRows;
+    if (!apt) {
+        to_.tally.streams += reads_table;
+        return;
+    }
+    const auto step = std::find_if(i.index->terms.begin(), i.index->terms.end(),
+                                   [&](const auto& term) { return term.first == entries_[at(*loop)].variable; });
+    c.fetched_row = narrow(to_.stretch.next_row_bytes);
+    to_.stretch.next_row_bytes += kRowHeader + bytes;
+    next_rows_.push_back({.table = c.weight,
+                          .address = c.index,
+                          .step = step == i.index->terms.end() ? 0 : narrow(step->second),
+                          .rows = narrow(program_.weights[at(i.weight)].shape[0]),
+                          .bytes = narrow(bytes),
+                          .to = c.fetched_row});
+    ++entries_.back().next_rows;
+    to_.tally.streams -= bank;
+}
+
+void Assembler::end_rows() {
+    if (entries_.empty() || entries_.back().next_rows == 0) return;
+    Entry& block = entries_.back();
+    const auto begin = commands_.begin() + block.command;
+    const auto end = begin + block.commands;
+    auto last = end;
+    while (last != begin && (last - 1)->fetched_row < 0) --last;
+    // Where all threads of the block have come past the last that reads them.
+    const auto place = std::find_if(last, end, [](const Command& c) { return c.meeting != Meeting::kNobody; });
+    if (place != end) {
+        place->fetches_rows = true;
+        return;
+    }
+    for (auto c = begin; c != end; ++c) {
+        to_.tally.streams += c->fetched_row >= 0;
+        c->fetched_row = -1;
+    }
+    next_rows_.resize(at(block.next_row));
+    to_.stretch.next_row_bytes = next_rows_.empty() ? 0 : next_rows_.back().to + kRowHeader + next_rows_.back().bytes;
+    block.next_rows = 0;
 }
 
 Assembler::Held Assembler::keep(const float* weights, const MatrixShape& shape, const Command& c, bool fixed) {

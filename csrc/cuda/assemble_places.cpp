@@ -32,7 +32,8 @@ void Assembler::place_buffers() {
         if (program_.buffers[at(b)].kind == BufferKind::kInput || instead_.contains(b)) continue;
         const std::int64_t room = (size(b) + kAlignment - 1) / kAlignment * kAlignment;
         const bool cache = program_.buffers[at(b)].shape.size() > 1;
-        const bool fits = to_.fast + room <= options_.fast_numbers && !(cache && options_.caches_far);
+        const bool held = options_.schedule != Schedule::kGrid || copies_.contains(b);
+        const bool fits = held && to_.fast + room <= options_.fast_numbers && !(cache && options_.caches_far);
         std::int64_t& end = fits ? to_.fast : to_.slow;
         to_.buffers[at(b)] = {fits ? kFastSpace : kSlowSpace, end, size(b)};
         end += room;

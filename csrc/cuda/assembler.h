@@ -83,18 +83,24 @@ class Assembler {
     struct Before {
         Accesses accesses;
         bool shared_out = false;
-        int edge = -1;
-        bool waited = false;     // for the edge
+        bool sends = false;  // its results may come by an edge
+        int edge = -1;       // of a grid: once somebody has asked for it
+        std::size_t command = 0;
+        bool waited = false;     // for the edge, by every block
         bool block_met = false;  // since
     };
 
     // Whether the blocks of a team have copies of a row's numbers: those of a cluster.
-    bool shares_copies() const { return options_.blocks > 1 && options_.fast_numbers > 0; }
+    bool shares_copies() const {
+        return options_.schedule == Schedule::kCluster && options_.blocks > 1 && options_.fast_numbers > 0;
+    }
+    // Whether blocks raise flags in global memory for one another: those of a grid.
+    bool raises_flags() const { return options_.schedule == Schedule::kGrid && options_.blocks > 1; }
 
     std::int16_t space_of(const Ref& ref) const { return static_cast<std::int16_t>(to_.buffers[at(ref.buffer)].space); }
 
     // The program, entry by entry: assemble.cpp.
-    void control(const Instruction& i, std::vector<std::int32_t>& open);
+    void control(const Instruction& i);
     void begin_block(const Instruction& i);
     static Op op_of(cpu::Op op);
     void command(const Instruction& i, const Beside& beside);
@@ -104,6 +110,13 @@ class Assembler {
     // Where buffers lie, and how an instruction finds them: assemble_places.cpp.
     // Scratch and the smallest states are fast; what is left over is slow.
     void place_buffers();
+    // Of a grid every block computes small work for itself, into a copy of its own: assemble_copies.cpp.
+    void find_copies();
+    // Without those that an instruction writes which blocks have to share.
+    void narrow_copies();
+    // One place for scratch that is not needed at the same time.
+    void fold_copies();
+    void place_copies();
     // Scratch that is only ever added to by products of the same outputs: a block needs the numbers of its own tiles,
     // and a chain of such sums one place.
     void find_own();
@@ -126,19 +139,26 @@ class Assembler {
     // Taps that are fetched beforehand: outside where the ring's place is, else where they were fetched to.
     void fetch_taps(const Instruction& i, const Beside& beside, Command& c);
     void matrix(const Instruction& i, const Beside& beside, Command& c);
+    // Of a block alone: rows that are known before their turn are fetched while the value before is drawn.
+    void fetch_row(const Instruction& i, Command& c);
+    void end_rows();
     Held keep(const float* weights, const MatrixShape& shape, const Command& c, bool fixed);
     static Storage storage_of(Precision precision);
 
     // Who waits for whom: assemble_meetings.cpp.
-    // Every edge is waited for before its block of commands ends, so that all stand at the same count.
+    // Every edge of a cluster is waited for before its block of commands ends, so that all stand at the same count.
     void end_block();
     void wait_for(Command& c, int edge);
+    void count_items(Command& c) const;
+    // Of a grid: the command waits for edges from those of `before_`, opened where nobody has asked for them before.
+    void follow_flags(const std::set<std::size_t>& sources, Command& c);
+    void open_edge(const std::set<std::size_t>& sources);
     // What every block does on its own copy of a row's fast numbers costs no exchange.
     bool is_shared_out(const Command& c, std::int64_t matrix_bytes) const;
     // Whom the command waits for, and whether an edge tells the others of it.
     void share(const Instruction& i, const Beside& beside, Command& c);
-    // Adds the edge by which the earlier one's results come, where the later one needs them or takes their place.
-    Meeting meets(const Before& earlier, const Before& later, std::set<int>& edges) const;
+    // `waits` where an edge brings what the later one needs.
+    Meeting meets(const Before& earlier, const Before& later, bool& waits) const;
 
     template <typename T>
     std::int64_t put(const std::vector<T>& all) {
@@ -165,9 +185,13 @@ class Assembler {
     std::vector<Beside> beside_;
     std::set<int> own_;           // buffers of which a block needs the numbers of its own tiles only
     std::map<int, int> instead_;  // buffers whose place is another's
+    std::set<int> copies_;        // of a grid: buffers of which every block has a copy
     std::vector<Part> parts_;
     std::vector<Fetch> fetches_;
+    std::vector<NextRow> next_rows_;
+    std::vector<std::int32_t> open_;  // loops and conditions around the block of commands
     std::vector<Before> before_;
+    std::int32_t met_edges_ = 0;  // edges of the block of commands before its last meeting of the team
 };
 
 }  // namespace fastar::cuda

@@ -99,7 +99,8 @@ constexpr int outputs_of_tile(Storage storage) {
     return storage == Storage::kRows ? 1 : storage == Storage::kFloat32 ? 8 : 16;
 }
 
-// Of a block of commands: a bit each of Command::waits.
+// Of a block of commands: a bit each of Command::waits. A grid's block of commands may have more, of which as many come
+// between two meetings.
 constexpr int kMaxEdges = 64;
 
 // Who has to have come to this point before a command may begin.
@@ -129,7 +130,11 @@ struct Command {
     bool own_copy = false;
     // Edges of the block of commands: that by which the results reach the others, and those to wait for.
     std::int8_t edge = -1;
+    bool arrives = false;  // of a grid: the last of those that write along the edge, side by side
     std::uint64_t waits = 0;
+    // What is shared out: pieces that one warp takes, of all rows together and of each row.
+    std::int32_t items = 0;
+    std::int32_t items_of_row = 0;
 
     // `source` is also a, query, input_gates and params; `other` is b and hidden_gates.
     Operand out, source, add, other, hidden, cell, cell_out, log_prob, keys, values;
@@ -146,8 +151,10 @@ struct Command {
     std::int64_t spans = -1;
     std::int64_t reach = -1;
     std::int64_t bank_bytes = 0;
-    std::int32_t first_block = 0;  // that which has the first tile
-    std::int64_t resident = -1;    // where its tiles lie in the block's shared memory, behind the fast space
+    std::int32_t fetched_row = -1;  // where the row of its table lies that was fetched beforehand, if it is that one
+    bool fetches_rows = false;      // those of the next pass, as nobody reads this one's any more
+    std::int32_t first_block = 0;   // that which has the first tile
+    std::int64_t resident = -1;     // where its tiles lie in the block's shared memory, behind the fast space
     std::int32_t tile_bytes = 0;
     std::int32_t parts = 1;  // of a tile's inputs, each summed by a warp
     std::int32_t outputs = 0;
@@ -186,6 +193,8 @@ struct Entry {
     std::int32_t edges = 0;
     std::int32_t fetch = 0;  // the first of `fetches`
     std::int32_t fetches = 0;
+    std::int32_t next_row = 0;  // the first of `next_rows`
+    std::int32_t next_rows = 0;
     std::int32_t completes = 0;  // a position
 };
 
@@ -208,6 +217,19 @@ struct Fetch {
     std::int32_t width;    // a multiple of 4
 };
 
+// A row of a table that the next pass through a block of commands reads, if the innermost loop goes on: it is fetched
+// during this one, behind its number.
+struct NextRow {
+    std::int64_t table;    // in the stretch
+    std::int32_t address;  // within the block of commands: the index of this pass's row
+    std::int32_t step;     // from one pass to the next
+    std::int32_t rows;     // of the table
+    std::int32_t bytes;    // a multiple of 16
+    std::int32_t to;       // in the shared memory of such rows
+};
+// So many bytes of shared memory lie before such a row, with its number.
+constexpr std::int32_t kRowHeader = 16;
+
 // Numbers of the fast space of which each block holds those of its own tiles only.
 struct Part {
     std::int32_t base;
@@ -224,6 +246,8 @@ struct Stretch {
     std::int64_t residents;
     std::int64_t parts;
     std::int64_t fetches;
+    std::int64_t next_rows;
+    std::int64_t next_row_bytes;
     std::int64_t resident_bytes;
     std::int32_t resident_count;
     std::int32_t part_count;

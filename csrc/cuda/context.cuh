@@ -53,6 +53,10 @@ struct Context {
         return after < 0 ? after + team.size : after;
     }
 
+    // Pieces that are shared out, and whether this block gets one: the first goes to block 0.
+    FASTAR_DEVICE int items(const Command& c) const { return c.items + rows * c.items_of_row; }
+    FASTAR_DEVICE bool has_share(const Command& c) const { return block(c) < items(c); }
+
     FASTAR_DEVICE int index(std::int16_t address) const { return addresses[address]; }
     FASTAR_DEVICE float* row(const Operand& o, int r) const {
         return spaces->base[o.space] + r * spaces->stride[o.space] + addresses[o.address];
@@ -71,6 +75,14 @@ struct Context {
     template <typename T>
     FASTAR_DEVICE const T* weights(std::int64_t offset) const {
         return reinterpret_cast<const T*>(run.stretch + offset);
+    }
+
+    // A row of the command's table: that which was fetched beforehand, where it is the one.
+    template <typename T>
+    FASTAR_DEVICE const T* table_row(const Command& c, std::int32_t number, std::int64_t bytes) const {
+        const std::byte* held = shared_memory() + layout.next_rows + c.fetched_row;
+        const bool there = c.fetched_row >= 0 && *reinterpret_cast<const std::int32_t*>(held) == number;
+        return reinterpret_cast<const T*>(there ? held + kRowHeader : run.stretch + c.weight + number * bytes);
     }
 
     // The place that counts what is sent along an edge, and how often it was done before.

@@ -5,6 +5,7 @@
 
 #include "cuda/attention.cuh"
 #include "cuda/draw.cuh"
+#include "cuda/flags.cuh"
 #include "cuda/matrix.cuh"
 #include "cuda/pointwise.cuh"
 #include "cuda/team.cuh"
@@ -63,6 +64,7 @@ class Interpreter {
             }
             ++cursor_.entry;
         }
+        copy_wait<0>();
         team_.meet();
         if (run_.where.part_count > 0) gather_parts();
         finish();
@@ -73,13 +75,12 @@ class Interpreter {
         const int size = run.blocks_per_team;
         const auto block = static_cast<int>(block_index());
         Progress& progress = run.progress[block / size];
-        auto* shared = reinterpret_cast<unsigned long long*>(shared_memory());
         const bool grid = run.schedule == Schedule::kGrid;
         return {run.schedule,
                 block / size,
                 block % size,
                 size,
-                grid ? &progress.earliest_failure : shared,
+                grid ? &progress.earliest_failure : Team::own_word(),
                 &progress.arrivals[run.turn]};
     }
 
@@ -101,9 +102,13 @@ class Interpreter {
         for (int i = 0; i < kMaxVariables; ++i) cursor_.variables[i] = progress.variables[i];
         const auto thread = static_cast<int>(thread_index());
         const auto threads = static_cast<int>(thread_count());
-        if (thread == 0 && run_.schedule != Schedule::kGrid) *team_.failure = kNoFailure;
+        if (thread == 0) *Team::own_word() = kNoFailure;
         for (int i = thread; i < run_.where.edges; i += threads) {
-            edge_begin(reinterpret_cast<Edge*>(shared_memory() + layout_.edges) + i);
+            if (run_.schedule == Schedule::kGrid) {
+                begin_flag(run_, layout_, team_.number, i);
+            } else {
+                edge_begin(reinterpret_cast<Edge*>(shared_memory() + layout_.edges) + i);
+            }
         }
         edges_begun();
         for (int s = thread; s < kSpaces; s += threads) {
@@ -120,6 +125,9 @@ class Interpreter {
             }
             spaces()->base[s] = base;
             spaces()->stride[s] = stride;
+        }
+        for (int i = thread; i < run_.where.next_row_bytes / kRowHeader; i += threads) {
+            *reinterpret_cast<std::int32_t*>(shared_memory() + layout_.next_rows + i * kRowHeader) = -1;
         }
         for (int r = thread; r < rows_; r += threads) {
             sums()[2 * r] = run_.log_prob[first_row_ + r];
@@ -257,6 +265,40 @@ class Interpreter {
         copy_commit();
     }
 
+    // Of tables, for the next pass through this block of commands.
+    FASTAR_DEVICE void fetch_rows(const Entry& entry, const std::int32_t* found) {
+        const NextRow* all = reinterpret_cast<const NextRow*>(run_.stretch + run_.where.next_rows) + entry.next_row;
+        const auto thread = static_cast<int>(thread_index());
+        const auto threads = static_cast<int>(thread_count());
+        for (int i = 0; i < entry.next_rows; ++i) {
+            const int number = found[all[i].address] + all[i].step;
+            const bool there = number >= 0 && number < all[i].rows;
+            std::byte* to = shared_memory() + layout_.next_rows + all[i].to;
+            if (thread == 0) *reinterpret_cast<std::int32_t*>(to) = there ? number : -1;
+            const std::byte* from = run_.stretch + all[i].table + static_cast<std::int64_t>(number) * all[i].bytes;
+            for (int at = 16 * thread; there && at < all[i].bytes; at += 16 * threads) {
+                copy_async(to + kRowHeader + at, from + at);
+            }
+        }
+        copy_commit();
+    }
+
+    // Before a command begins. False where some never came.
+    FASTAR_DEVICE bool await_others(const Context& x, const Command& c, const Command& next) {
+        if (run_.schedule == Schedule::kGrid && c.waits != 0 && x.has_share(c)) {
+            fetch_ahead(x, c.op == Op::kMatrix ? c : next);
+            return await_flags(x, c.waits);
+        }
+        for (std::uint64_t left = run_.schedule == Schedule::kCluster ? c.waits : 0; left != 0; left &= left - 1) {
+            const int edge = lowest_bit(left);
+            edge_wait(x.edge(edge), x.times(edge));
+        }
+        if (c.meeting == Meeting::kBlock) barrier();
+        if (c.meeting != Meeting::kTeam) return true;
+        if (team_.size > 1) fetch_ahead(x, c);
+        return team_.meet();
+    }
+
     // False where every row has ended, or a draw before this block has failed.
     FASTAR_DEVICE bool run_block(const Entry& entry) {
         std::int32_t* found = reinterpret_cast<std::int32_t*>(shared_memory() + layout_.addresses);
@@ -268,6 +310,7 @@ class Interpreter {
             found[i] = addresses[i].find(cursor_.variables);
         }
         if (entry.fetches > 0) fetch(entry, found);
+        if (entry.next_rows > 0) copy_wait<0>();
         // The last block's results and this one's addresses.
         if (!team_.meet()) return false;
         if (entry.fetches > 0) {
@@ -280,17 +323,14 @@ class Interpreter {
         const Command* commands = reinterpret_cast<const Command*>(run_.stretch + run_.where.commands) + entry.command;
         for (int i = 0; i < entry.commands; ++i) {
             const Command& c = commands[i];
-            for (std::uint64_t left = c.waits; left != 0; left &= left - 1) {
-                const int edge = lowest_bit(left);
-                edge_wait(x.edge(edge), x.times(edge));
+            if (!await_others(x, c, commands[i + 1 < entry.commands ? i + 1 : i])) return false;
+            if (c.fetches_rows) fetch_rows(entry, found);
+            const bool cluster = run_.schedule == Schedule::kCluster;
+            if (cluster && c.edge >= 0 && thread_index() == 0) {
+                edge_expect(x.edge(c.edge), 4u * rows_ * c.outputs);
             }
-            if (c.meeting == Meeting::kBlock) barrier();
-            if (c.meeting == Meeting::kTeam) {
-                if (team_.size > 1) fetch_ahead(x, c);
-                if (!team_.meet()) return false;
-            }
-            if (c.edge >= 0 && thread_index() == 0) edge_expect(x.edge(c.edge), 4u * rows_ * c.outputs);
             run_command(x, c);
+            if (!cluster && c.edge >= 0) arrive(x, c);
         }
         edges_ += entry.edges;
         cursor_.done += entry.completes;

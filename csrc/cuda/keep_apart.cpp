@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string>
 
+#include "cpu/executor/access.h"
+
 namespace fastar::cuda {
 namespace {
 
@@ -76,14 +78,12 @@ std::vector<Beside> keep_apart(Program& program, const std::set<int>& far) {
         Instruction& writer = program.code[at];
         if (!can_mirror(writer) || !writer.out || !far.contains(writer.out->buffer)) continue;
         const Ref place = *writer.out;
-        const std::int64_t width = program.buffers[static_cast<std::size_t>(place.buffer)].shape.back();
-        const bool whole = place.offset.terms.empty() && place.offset.constant == 0 && place.width == width;
         const auto reading = reads(writer);
         const bool in_place = std::any_of(reading.begin(), reading.end(),
                                           [&](const auto* ref) { return *ref && (*ref)->buffer == place.buffer; });
-        if (place.at.empty() || !whole || in_place) continue;
+        if (place.at.empty() || !cpu::covers(program, place) || in_place) continue;
         const std::string name = program.buffers[static_cast<std::size_t>(place.buffer)].name;
-        const int scratch = add_scratch(program, name + " now", width);
+        const int scratch = add_scratch(program, name + " now", place.width);
         const bool alone =
             std::count_if(program.code.begin(), program.code.end(), [&](const Instruction& i) {
                 return (i.out && i.out->buffer == place.buffer) || (i.cell_out && i.cell_out->buffer == place.buffer);
@@ -102,7 +102,7 @@ std::vector<Beside> keep_apart(Program& program, const std::set<int>& far) {
                     beside[later].fresh = fresh;
                     reader.tap_end = static_cast<int>(reader.taps.size()) - 1;
                     for (int tap = 0; tap < reader.tap_end && alone && may_fetch(reader, place); ++tap) {
-                        beside[later].fetched.push_back(add_scratch(program, name + " then", width));
+                        beside[later].fetched.push_back(add_scratch(program, name + " then", place.width));
                     }
                 } else {
                     *ref = fresh;
@@ -115,7 +115,7 @@ std::vector<Beside> keep_apart(Program& program, const std::set<int>& far) {
             continue;
         }
         beside[at].mirror = place;
-        writer.out = Ref{.buffer = scratch, .at = {}, .offset = {}, .width = width};
+        writer.out = Ref{.buffer = scratch, .at = {}, .offset = {}, .width = place.width};
     }
     return beside;
 }

@@ -43,7 +43,7 @@ struct MatrixOperands {
             if (c.reach >= 0) inputs = x.weights<std::int32_t>(c.reach)[i];
         } else if (c.index >= 0) {
             bank = x.index(c.index);
-            weights += bank * c.bank_bytes;
+            weights = x.table_row<std::byte>(c, x.index(c.index), c.bank_bytes);
             if (bias) bias += bank * c.outputs;
             if (scales) scales += bank * c.outputs;
         }

@@ -30,7 +30,7 @@ FASTAR_DEVICE void run_accumulate(const Context& x, const Command& c) {
     if (position < 0) return;
     const Crew crew = x.crew(c);
     const int width = c.out.width;
-    const float* table = x.weights<float>(c.weight) + static_cast<std::int64_t>(x.index(c.index)) * width;
+    const float* table = x.table_row<float>(c, x.index(c.index), 4 * width);
     for (int i = crew.thread(); i < x.rows * width; i += crew.threads()) {
         const int r = i / width;
         const int o = i % width;

@@ -20,7 +20,8 @@ struct Run {
     std::int64_t arena_stride;
     const float* inputs[kMaxInputs];
     std::int64_t input_strides[kMaxInputs];
-    float* scores;  // of attention, where they do not fit beside the rest: [blocks, warps, most_slots]
+    unsigned* flags;  // [teams, kMaxEdges, kFlagStride]: the counters of a grid's edges
+    float* scores;    // of attention, where they do not fit beside the rest: [blocks, warps, most_slots]
     std::int64_t rows;
     Schedule schedule;
     std::int32_t turn;  // 0 and 1 alternate from launch to launch
@@ -61,6 +62,9 @@ struct Run {
     double* handed;              // a copy of the values, or null
 };
 
+// Words between the counters of a grid's edges: each has a line of the second cache level for itself.
+constexpr std::int32_t kFlagStride = 32;
+
 constexpr std::int32_t kAllReached = 0x7fffffff;
 
 // Of a block. More would leave a thread fewer registers than the kernel has a use for.
@@ -84,12 +88,13 @@ struct Spaces {
 struct SharedLayout {
     std::int64_t spaces = 16;  // behind the word of the earliest failure
     std::int64_t sums;         // doubles [rows, 2]: log-probability, log-weight
-    std::int64_t edges;        // [where.edges]
+    std::int64_t edges;        // [where.edges]: of a cluster, or what a block of a grid knows of them
     std::int64_t addresses;    // two sets: that of a block of commands is found while slow threads still read the last
     std::int64_t choice;       // doubles, of a warp or of the block
     std::int64_t mixture;      // doubles [rows, 2 components]
     std::int64_t partials;     // floats [tiles in parts at once, parts, rows, 32]
     std::int64_t scores;       // -1: in global memory
+    std::int64_t next_rows;    // bytes [where.next_row_bytes]
     std::int64_t fast;
     std::int64_t resident;  // tiles of matrices
     std::int64_t bytes;
@@ -106,7 +111,8 @@ struct SharedLayout {
         const std::int64_t behind = partials + items * kMaxRows * 32 * 4;
         const std::int64_t score_bytes = 4 * warps * where.most_slots;
         scores = score_bytes <= kMostScoreBytes ? behind : -1;
-        fast = aligned(behind + (scores < 0 ? 0 : score_bytes));
+        next_rows = aligned(behind + (scores < 0 ? 0 : score_bytes));
+        fast = next_rows + where.next_row_bytes;
         resident = (fast + 4 * rows * fast_stride + 127) / 128 * 128;
         bytes = resident + where.resident_bytes;
     }

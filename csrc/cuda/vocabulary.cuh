@@ -196,10 +196,8 @@ FASTAR_DEVICE int lowest_bit(std::uint64_t word) {
 }
 
 // Flags in global memory, between blocks.
-FASTAR_DEVICE unsigned add_release(unsigned* flag, unsigned value) {
-    unsigned before;
-    asm volatile("atom.add.release.gpu.u32 %0, [%1], %2;" : "=r"(before) : "l"(flag), "r"(value) : "memory");
-    return before;
+FASTAR_DEVICE void add_release(unsigned* flag, unsigned value) {
+    asm volatile("red.release.gpu.add.u32 [%0], %1;" ::"l"(flag), "r"(value) : "memory");
 }
 FASTAR_DEVICE unsigned load_acquire(const unsigned* flag) {
     unsigned value;

@@ -36,7 +36,7 @@ struct State {
     std::uint32_t blocks = 0;
     // What the card is, as far as a test may want it otherwise. "clusters" and "blocks": that fit at once, the latter
     // on a multiprocessor. "image" and "launch": the status of loading and of launching. "stall": whether launches
-    // hang.
+    // hang. "watchdog": whether waits between blocks end in vain where a deadlock is found, as on a card after a while.
     std::map<std::string, std::int64_t> card{
         {"driver", 13000},
         {"devices", 1},
@@ -51,6 +51,7 @@ struct State {
         {"image", 0},
         {"launch", 0},
         {"stall", 0},
+        {"watchdog", 0},
     };
 
     static State& get() {
@@ -289,6 +290,7 @@ Status cuLaunchKernelEx(const LaunchConfig* config, Kernel kernel, void** argume
         if (one.name == kClusterSize) shape.cluster = one.value[0];
         if (one.name == kCooperative) shape.together = one.value[0] != 0;
     }
+    shape.watchdog = State::card_is("watchdog") != 0;
     const auto status = static_cast<Status>(State::card_is("launch"));
     if (status != kSuccess) return status;
     // Work of the same stream comes one after another; its error is then told.

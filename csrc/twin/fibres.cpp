@@ -53,6 +53,7 @@ struct Fibre {
     const char* what = "";  // the warp's operation it waits at
     const unsigned* flag = nullptr;
     unsigned target = 0;
+    bool in_vain = false;
     const std::uint64_t* edge = nullptr;
     unsigned phase = 0;  // of the cluster's barrier at which it arrived
     std::vector<std::vector<Copy>> groups{1};
@@ -155,6 +156,7 @@ class Scheduler {
     void step(Fibre* fibre);
     void end(Fibre* fibre);
     bool look_at_flags();
+    void give_up();
     void land_one();
     std::string who_waits() const;
     std::string reason(const Fibre& fibre) const;
@@ -273,6 +275,11 @@ bool Scheduler::look_at_flags() {
     return any;
 }
 
+void Scheduler::give_up() {
+    for (Fibre* one : polling_) one->in_vain = true;
+    wake_all(polling_);
+}
+
 void Scheduler::run() {
     const unsigned clusters = shape_.blocks / shape_.cluster;
     unsigned at_once =
@@ -283,6 +290,7 @@ void Scheduler::run() {
         if (clusters_.empty()) return;
         if (ready_.empty() || coin(64)) look_at_flags();
         while (!sent_.empty() && (ready_.empty() || coin(4))) land_one();
+        if (ready_.empty() && shape_.watchdog) give_up();
         if (ready_.empty()) throw std::runtime_error("deadlock: no thread can go on\n" + who_waits());
         const std::size_t next = random_() % ready_.size();
         std::swap(ready_[next], ready_.back());
@@ -521,15 +529,13 @@ void edge_wait(std::uint64_t* edge, unsigned times) {
     scheduler->leave();
 }
 
-unsigned add(unsigned* flag, unsigned value, Order order) {
-    const unsigned before = *flag;
+void add(unsigned* flag, unsigned value, Order order) {
     auto& memory = scheduler->memory();
     if (memory && order == Order::kReleaseOrAcquire) {
         join(scheduler->released(flag), memory->release(scheduler->current().block->index));
     }
     *flag += value;
     scheduler->wrote(flag);
-    return before;
 }
 
 unsigned load(const unsigned* flag, Order order) {
@@ -541,7 +547,7 @@ unsigned load(const unsigned* flag, Order order) {
     return *flag;
 }
 
-void await(const unsigned* flag, unsigned target, Order order) {
+bool await(const unsigned* flag, unsigned target, Order order) {
     Fibre& me = scheduler->current();
     if (static_cast<int>(*flag - target) < 0) {
         me.state = State::kFlag;
@@ -552,6 +558,7 @@ void await(const unsigned* flag, unsigned target, Order order) {
     }
     auto& memory = scheduler->memory();
     if (memory && order == Order::kReleaseOrAcquire) memory->acquire(me.block->index, scheduler->released(flag));
+    return !std::exchange(me.in_vain, false);
 }
 
 void copy_async(void* to, const void* from, std::size_t bytes) {

@@ -22,6 +22,8 @@ struct Shape {
     unsigned cluster;  // blocks of a cluster
     bool together;     // all blocks are under way at once
     std::vector<Region> exchanged = {};
+    // Waits for a flag end in vain, rather than in an error, where nobody can go on.
+    bool watchdog = false;
 };
 
 // Of launches to come: which order of threads, and how many blocks are under way at once (0: a number from the seed).
@@ -64,10 +66,11 @@ void send(float* shared, unsigned rank, float value, std::uint64_t* edge);
 void edge_wait(std::uint64_t* edge, unsigned times);
 
 enum class Order { kRelaxed, kReleaseOrAcquire };
-unsigned add(unsigned* flag, unsigned value, Order order);
+void add(unsigned* flag, unsigned value, Order order);
 // Others may go first.
 unsigned load(const unsigned* flag, Order order);
-void await(const unsigned* flag, unsigned target, Order order);
+// False where the watchdog ended it.
+bool await(const unsigned* flag, unsigned target, Order order);
 
 void copy_async(void* to, const void* from, std::size_t bytes);
 void copy_commit();

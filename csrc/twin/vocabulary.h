@@ -122,15 +122,14 @@ inline int lowest_bit(std::uint64_t word) {
     return std::countr_zero(word);
 }
 
-inline unsigned add_release(unsigned* flag, unsigned value) {
-    return twin::add(flag, value, twin::Order::kReleaseOrAcquire);
+inline void add_release(unsigned* flag, unsigned value) {
+    twin::add(flag, value, twin::Order::kReleaseOrAcquire);
 }
 inline unsigned load_acquire(const unsigned* flag) {
     return twin::load(flag, twin::Order::kReleaseOrAcquire);
 }
 inline bool await(const unsigned* flag, unsigned target) {
-    twin::await(flag, target, twin::Order::kReleaseOrAcquire);
-    return true;
+    return twin::await(flag, target, twin::Order::kReleaseOrAcquire);
 }
 inline void tell_host(std::int32_t* word, std::int32_t value) {
     std::atomic_ref(*word).store(value, std::memory_order_release);

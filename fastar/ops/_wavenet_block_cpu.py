@@ -8,139 +8,107 @@ causal convolutions use.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from fastar.native import core
-from fastar.ops._causal_conv1d_cpu import along_time, back, products
+from fastar.ops import _causal_conv1d_cpu as convolution
+from fastar.ops._causal_conv1d_cpu import along_time
 from fastar.ops._native import address, name
-from fastar.ops._wavenet_block_plain import frame_sums
+from fastar.ops._wavenet_layer import Layer
 
 __all__ = ["backward", "forward"]
 
 
-def _gates(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual_weight: Tensor,
-    skip_weight: Tensor,
-    conditioning: Tensor | None,
-    dilation: int,
-    hop: int,
-    residual_scale: float,
-    skip_scale: float,
-) -> object:
-    """What both passes share; the caller keeps the tensors, of which x is along time, bias float, both contiguous."""
+def _gates(x: Tensor, layer: Layer) -> object:
+    """What both passes share; the caller keeps the tensors, of which x is along time and the layer `_ready`."""
     return core().WavenetGates(
         name(x.dtype),
-        (x.shape[0], x.shape[1], weight.shape[0] // 2, skip_weight.shape[0]),
+        (x.shape[0], x.shape[1], layer.gate, layer.skip),
         core().Source(x.data_ptr(), x.stride()[:2], x.shape[2]),
-        weight.shape[2],
-        dilation,
-        weight.data_ptr(),
-        weight.stride(),
-        address(bias),
-        residual_weight.data_ptr(),
-        residual_weight.stride(),
-        skip_weight.data_ptr(),
-        skip_weight.stride(),
-        address(conditioning),
-        1 if conditioning is None else conditioning.shape[2],
-        hop,
-        residual_scale,
-        skip_scale,
+        layer.weight.shape[2],
+        layer.dilation,
+        layer.weight.data_ptr(),
+        layer.weight.stride(),
+        address(layer.bias),
+        layer.residual_weight.data_ptr(),
+        layer.residual_weight.stride(),
+        layer.skip_weight.data_ptr(),
+        layer.skip_weight.stride(),
+        address(layer.conditioning),
+        layer.frames,
+        layer.hop,
+        layer.residual_scale,
+        layer.skip_scale,
     )
 
 
-def _float(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.detach().float().contiguous()
+def _ready(layer: Layer) -> Layer:
+    """As the native code takes it: biases float and contiguous, so that it adds them to its float sums."""
+
+    def vector(bias: Tensor | None) -> Tensor | None:
+        return None if bias is None else bias.detach().float().contiguous()
+
+    return replace(
+        layer,
+        bias=vector(layer.bias),
+        residual_bias=vector(layer.residual_bias),
+        skip_bias=vector(layer.skip_bias),
+        conditioning=None if layer.conditioning is None else layer.conditioning.contiguous(),
+    )
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual_weight: Tensor,
-    residual_bias: Tensor | None,
-    skip_weight: Tensor,
-    skip_bias: Tensor | None,
-    conditioning: Tensor | None,
-    skip_sum: Tensor | None,
-    dilation: int,
-    hop: int,
-    residual_scale: float,
-    skip_scale: float,
-) -> tuple[Tensor, Tensor]:
+def _address(t: Tensor | None) -> tuple[int, tuple[int, ...]]:
+    """Where a tensor along time lies, and its strides over rows and channels."""
+    return (address(t), (0, 0) if t is None else t.stride()[:2])
+
+
+def forward(x: Tensor, layer: Layer, skip_sum: Tensor | None) -> tuple[Tensor, Tensor]:
     """(residual, skip)."""
     residual = x.new_empty(x.shape)
-    skip = x.new_empty(x.shape[0], skip_weight.shape[0], x.shape[2])
-    x, shift = along_time(x), _float(bias)
-    frames = None if conditioning is None else conditioning.contiguous()
+    skip = x.new_empty(x.shape[0], layer.skip, x.shape[2])
+    x, layer = along_time(x), _ready(layer)
     given = None if skip_sum is None else along_time(skip_sum)
-    biases = _float(residual_bias), _float(skip_bias)
-    gates = _gates(x, weight, shift, residual_weight, skip_weight, frames, dilation, hop, residual_scale, skip_scale)
     core().wavenet_forward(
-        gates, address(biases[0]), address(biases[1]), address(given), (0, 0) if given is None else given.stride()[:2],
+        _gates(x, layer), address(layer.residual_bias), address(layer.skip_bias), *_address(given),
         residual.data_ptr(), skip.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return residual, skip
 
 
 def backward(
-    grad_residual: Tensor | None,
-    grad_skip: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual_weight: Tensor,
-    skip_weight: Tensor,
-    conditioning: Tensor | None,
-    dilation: int,
-    hop: int,
-    residual_scale: float,
-    skip_scale: float,
-    needs: Sequence[bool],
+    grads: Sequence[Tensor | None], x: Tensor, layer: Layer, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, weight, bias, residual_weight and its bias, skip_weight and its bias, and the conditioning."""
-    need_x, need_weight, need_bias, *need_mixed, need_conditioning = needs
-    x, shift = along_time(x), _float(bias)
-    frames = None if conditioning is None else conditioning.contiguous()
-    grads = [None if grad is None else along_time(grad) for grad in (grad_residual, grad_skip)]
-    gates = _gates(x, weight, shift, residual_weight, skip_weight, frames, dilation, hop, residual_scale, skip_scale)
-    h = x.new_empty(x.shape[0], weight.shape[0] // 2, x.shape[2])
-    grad_z = x.new_empty(x.shape[0], weight.shape[0], x.shape[2])
-    given = [value for one in grads for value in (address(one), (0, 0) if one is None else one.stride()[:2])]
-    core().wavenet_backward(gates, *given, h.data_ptr(), grad_z.data_ptr(), torch.get_num_threads())
-    mixed: list[Tensor | None] = []
-    for grad, matrix, scale, (need_matrix, need_vector) in (
-        (grads[0], residual_weight, residual_scale, need_mixed[:2]),
-        (grads[1], skip_weight, skip_scale, need_mixed[2:]),
-    ):
-        if grad is None:
-            mixed += [
-                torch.zeros_like(matrix, memory_format=torch.contiguous_format) if need_matrix else None,
-                matrix.new_zeros(len(matrix)) if need_vector else None,
-            ]
-            continue
-        mixed += [
-            products(grad, h, matrix.unsqueeze(2), None, None, 1, 1).squeeze(2).mul_(scale) if need_matrix else None,
-            grad.sum(2).sum(0).mul_(scale) if need_vector else None,
-        ]
+    x, layer = along_time(x), _ready(layer)
+    weight, dilation = layer.weight, layer.dilation
+    grads = [None if grad is None else along_time(grad) for grad in grads]
+    h = x.new_empty(x.shape[0], layer.gate, x.shape[2])
+    grad_z = x.new_empty(x.shape[0], 2 * layer.gate, x.shape[2])
+    given = (*_address(grads[0]), *_address(grads[1]))
+    core().wavenet_backward(_gates(x, layer), *given, h.data_ptr(), grad_z.data_ptr(), torch.get_num_threads())
+    outputs = layer.output_gradients(
+        grads,
+        needs[3:7],
+        lambda grad, matrix: convolution.products(grad, h, matrix.unsqueeze(2), None, None, 1, 1).squeeze(2),
+        _sums,
+    )
     grad_x = None
-    if need_x:
+    if needs[0]:
         grad_x = x.new_empty(x.shape)
-        back(grad_z, weight, None, dilation, 1, grad_x, 0)
+        convolution.back(grad_z, weight, None, dilation, 1, grad_x, 0)
         if grads[0] is not None:
-            grad_x.add_(grads[0], alpha=residual_scale)
-    grad_conditioning = None
-    if need_conditioning and conditioning is not None:
-        grad_conditioning = frame_sums(grad_z, conditioning.shape[2], hop)
+            grad_x.add_(grads[0], alpha=layer.residual_scale)
     return (
         grad_x,
-        products(grad_z, x, weight, None, None, dilation, 1) if need_weight else None,
-        grad_z.sum(2).sum(0) if need_bias else None,
-        *mixed,
-        grad_conditioning,
+        convolution.products(grad_z, x, weight, None, None, dilation, 1) if needs[1] else None,
+        _sums(grad_z) if needs[2] else None,
+        *outputs,
+        layer.frame_sums(grad_z) if needs[7] else None,
     )
+
+
+def _sums(grad: Tensor) -> Tensor:
+    return grad.sum(2).sum(0)

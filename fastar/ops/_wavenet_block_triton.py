@@ -3,96 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastar.ops import _triton
-from fastar.ops._wavenet_block_plain import frame_sums
+from fastar.ops._wavenet_layer import Layer
+
+# What the kernels take contiguous; the matrices have strides.
+_CONTIGUOUS = frozenset({"bias", "residual_bias", "skip_bias", "conditioning"})
 
 
-def _contiguous(t: Tensor | None) -> Tensor | None:
-    return None if t is None else t.contiguous()
+def _arguments(layer: Layer, *without: str) -> dict[str, Any]:
+    """The layer as the kernels take it."""
+    return {
+        name: one.contiguous() if name in _CONTIGUOUS and one is not None else one
+        for name, one in vars(layer).items()
+        if name not in without
+    }
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual_weight: Tensor,
-    residual_bias: Tensor | None,
-    skip_weight: Tensor,
-    skip_bias: Tensor | None,
-    conditioning: Tensor | None,
-    skip_sum: Tensor | None,
-    dilation: int,
-    hop: int,
-    residual_scale: float,
-    skip_scale: float,
-) -> tuple[Tensor, Tensor]:
+def forward(x: Tensor, layer: Layer, skip_sum: Tensor | None) -> tuple[Tensor, Tensor]:
     """(residual, skip)."""
     from fastar.kernels import wavenet_block as kernels
 
-    residual, skip = kernels.forward(
-        x, weight, _contiguous(bias), residual_weight, _contiguous(residual_bias), skip_weight,
-        _contiguous(skip_bias), _contiguous(conditioning), skip_sum, dilation, hop, residual_scale, skip_scale,
-        _triton.allow_tf32(),
-    )  # fmt: skip
+    residual, skip = kernels.forward(x, skip_sum=skip_sum, **_arguments(layer), allow_tf32=_triton.allow_tf32())
     return residual, skip
 
 
 def backward(
-    grad_residual: Tensor | None,
-    grad_skip: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual_weight: Tensor,
-    skip_weight: Tensor,
-    conditioning: Tensor | None,
-    dilation: int,
-    hop: int,
-    residual_scale: float,
-    skip_scale: float,
-    needs: Sequence[bool],
+    grads: Sequence[Tensor | None], x: Tensor, layer: Layer, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, weight, bias, residual_weight and its bias, skip_weight and its bias, and the conditioning."""
     from fastar.kernels import causal_conv1d as convolution
     from fastar.kernels import wavenet_block as kernels
 
-    need_x, need_weight, need_bias, *need_mixed, need_conditioning = needs
     tf32 = _triton.allow_tf32()
-    h, grad_z = kernels.backward(
-        grad_residual, grad_skip, x, weight, _contiguous(bias), residual_weight, skip_weight,
-        _contiguous(conditioning), dilation, hop, residual_scale, skip_scale, tf32,
-    )  # fmt: skip
-    mixed: list[Tensor | None] = []
-    for grad, matrix, scale, (need_matrix, need_vector) in (
-        (grad_residual, residual_weight, residual_scale, need_mixed[:2]),
-        (grad_skip, skip_weight, skip_scale, need_mixed[2:]),
-    ):
-        if grad is None:
-            mixed += [
-                torch.zeros_like(matrix, memory_format=torch.contiguous_format) if need_matrix else None,
-                matrix.new_zeros(len(matrix)) if need_vector else None,
-            ]
-            continue
-        products = None
-        if need_matrix:
-            products = convolution.weight_gradient(grad, h, matrix.unsqueeze(2), None, None, 1, 1, tf32).squeeze(2)
-            products = products.mul_(scale).contiguous()
-        _, sums = convolution.activation_gradient(grad, None, "none", need_sums=need_vector)
-        mixed += [products, None if sums is None else sums.mul_(scale)]
-    grad_x = grad_weight = grad_conditioning = None
-    if need_x:
+    h, grad_z = kernels.backward(*grads, x, **_arguments(layer, "residual_bias", "skip_bias"), allow_tf32=tf32)
+
+    def sums(grad: Tensor) -> Tensor:
+        found: Tensor = convolution.activation_gradient(grad, None, "none", need_sums=True)[1]
+        return found
+
+    def products(grad: Tensor, matrix: Tensor) -> Tensor:
+        found = convolution.weight_gradient(grad, h, matrix.unsqueeze(2), None, None, 1, 1, tf32)
+        return found.squeeze(2).contiguous()  # type: ignore[no-any-return]
+
+    outputs = layer.output_gradients(grads, needs[3:7], products, sums)
+    grad_x = grad_weight = None
+    if needs[0]:
         grad_x = x.new_empty(x.shape)
         convolution.conv(
-            grad_z, weight, None, None, None, dilation, 1, "none", grad_x, None, adjoint=True, plus=grad_residual,
-            plus_scale=residual_scale, allow_tf32=tf32,
+            grad_z, layer.weight, None, None, None, layer.dilation, 1, "none", grad_x, None, adjoint=True,
+            plus=grads[0], plus_scale=layer.residual_scale, allow_tf32=tf32,
         )  # fmt: skip
-    if need_weight:
-        grad_weight = convolution.weight_gradient(grad_z, x, weight, None, None, dilation, 1, tf32).contiguous()
-    _, grad_bias = convolution.activation_gradient(grad_z, None, "none", need_sums=need_bias)
-    if need_conditioning and conditioning is not None:
-        grad_conditioning = frame_sums(grad_z, conditioning.shape[2], hop)
-    return grad_x, grad_weight, grad_bias, *mixed, grad_conditioning
+    if needs[1]:
+        grad_weight = convolution.weight_gradient(grad_z, x, layer.weight, None, None, layer.dilation, 1, tf32)
+        grad_weight = grad_weight.contiguous()
+    grad_bias = sums(grad_z) if needs[2] else None
+    return grad_x, grad_weight, grad_bias, *outputs, layer.frame_sums(grad_z) if needs[7] else None

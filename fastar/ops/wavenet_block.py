@@ -23,6 +23,7 @@ from fastar.ops import (
     _wavenet_block_plain,
     _wavenet_block_triton,
 )
+from fastar.ops._wavenet_layer import Layer
 
 
 def wavenet_block(
@@ -61,7 +62,8 @@ def wavenet_block(
     tensors = [x, weight, bias, residual_weight, residual_bias, skip_weight, skip_bias, conditioning, skip_sum]
     if to is not None and x.dtype != torch.float64 and weight.dtype != torch.float64:
         tensors = [None if t is None else t.to(to) for t in tensors]
-    residual, skip = _forward_op(*tensors, dilation, hop, float(residual_scale), float(skip_scale))
+    *tensors, skip_sum = tensors
+    residual, skip = _forward_op(*tensors, dilation, hop, float(residual_scale), float(skip_scale), skip_sum)
     return residual, skip
 
 
@@ -146,43 +148,60 @@ _dispatch.register(
 )
 
 
-def _run(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    residual, skip = _dispatch.choose("wavenet_block", x.device, x.dtype).forward(x, *rest)
-    return residual, skip
+# The end of a layer as it crosses torch.library's border; its tensors come before, two biases less in the backward.
+_NUMBERS = "int dilation, int hop, float residual_scale, float skip_scale"
 
 
-def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    skip_weight = rest[4]
-    return x.new_empty(x.shape), x.new_empty(x.shape[0], skip_weight.shape[0], x.shape[2])
-
-
-def _run_backward(grad_residual: Tensor | None, grad_skip: Tensor | None, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    chosen = _dispatch.choose("wavenet_block", x.device, x.dtype)
-    assert chosen.backward is not None
-    grads = chosen.backward(grad_residual, grad_skip, x, *rest)
-    return tuple(x.new_empty(0) if one is None else one for one in grads)
-
-
-def _fake_backward(
-    grad_residual: Tensor | None,
-    grad_skip: Tensor | None,
-    x: Tensor,
+def _layer_backward(
     weight: Tensor,
     bias: Tensor | None,
     residual_weight: Tensor,
     skip_weight: Tensor,
     conditioning: Tensor | None,
-    *rest: Any,
-) -> tuple[Tensor, ...]:
-    like = (x, weight, weight[:, 0, 0], residual_weight, residual_weight[:, 0], skip_weight, skip_weight[:, 0])
-    shapes = [one.shape for one in like] + [(0,) if conditioning is None else conditioning.shape]
-    return tuple(x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, rest[-1], strict=True))
+    *numbers: Any,
+) -> Layer:
+    return Layer(weight, bias, residual_weight, None, skip_weight, None, conditioning, *numbers)
+
+
+def _run(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *layer, skip_sum = rest
+    residual, skip = _dispatch.choose("wavenet_block", x.device, x.dtype).forward(x, Layer(*layer), skip_sum)
+    return residual, skip
+
+
+def _fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    layer = Layer(*rest[:-1])
+    return x.new_empty(x.shape), x.new_empty(x.shape[0], layer.skip, x.shape[2])
+
+
+def _run_backward(grad_residual: Tensor | None, grad_skip: Tensor | None, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *layer, needs = rest
+    chosen = _dispatch.choose("wavenet_block", x.device, x.dtype)
+    assert chosen.backward is not None
+    grads = chosen.backward((grad_residual, grad_skip), x, _layer_backward(*layer), needs)
+    return tuple(x.new_empty(0) if one is None else one for one in grads)
+
+
+def _fake_backward(grad_residual: Tensor | None, grad_skip: Tensor | None, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *tensors, needs = rest
+    layer = _layer_backward(*tensors)
+    shapes = [
+        x.shape,
+        layer.weight.shape,
+        layer.weight.shape[:1],
+        layer.residual_weight.shape,
+        layer.residual_weight.shape[:1],
+        layer.skip_weight.shape,
+        layer.skip_weight.shape[:1],
+        (0,) if layer.conditioning is None else layer.conditioning.shape,
+    ]
+    return tuple(x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, residual_weight, _, skip_weight, _, conditioning, _, *rest = inputs
+    x, weight, bias, residual_weight, _, skip_weight, _, conditioning, *numbers, _ = inputs
     ctx.set_materialize_grads(False)
-    ctx.rest = rest
+    ctx.numbers = numbers
     ctx.save_for_backward(x, weight, bias, residual_weight, skip_weight, conditioning)
 
 
@@ -190,16 +209,15 @@ def _backward(ctx: Any, grad_residual: Tensor | None, grad_skip: Tensor | None) 
     needs = list(ctx.needs_input_grad[:8])
     grads: list[Tensor | None] = [None] * 8
     if any(needs) and not (grad_residual is None and grad_skip is None):
-        found = _backward_op(grad_residual, grad_skip, *ctx.saved_tensors, *ctx.rest, needs)
+        found = _backward_op(grad_residual, grad_skip, *ctx.saved_tensors, *ctx.numbers, needs)
         grads = [one if need else None for one, need in zip(found, needs, strict=True)]
-    return (*grads, grad_skip if ctx.needs_input_grad[8] else None, *(None,) * 4)
+    return (*grads, *(None,) * 4, grad_skip if ctx.needs_input_grad[12] else None)
 
 
 _forward_op = _library.define(
     "wavenet_block",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor residual_weight, Tensor? residual_bias, Tensor skip_weight,"
-    " Tensor? skip_bias, Tensor? conditioning, Tensor? skip_sum, int dilation, int hop, float residual_scale,"
-    " float skip_scale) -> (Tensor, Tensor)",
+    f" Tensor? skip_bias, Tensor? conditioning, {_NUMBERS}, Tensor? skip_sum) -> (Tensor, Tensor)",
     _run,
     _fake,
     setup_context=_setup_context,
@@ -208,8 +226,8 @@ _forward_op = _library.define(
 _backward_op = _library.define(
     "wavenet_block_backward",
     "(Tensor? grad_residual, Tensor? grad_skip, Tensor x, Tensor weight, Tensor? bias, Tensor residual_weight,"
-    " Tensor skip_weight, Tensor? conditioning, int dilation, int hop, float residual_scale, float skip_scale,"
-    " bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f" Tensor skip_weight, Tensor? conditioning, {_NUMBERS}, bool[] needs)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _run_backward,
     _fake_backward,
 )

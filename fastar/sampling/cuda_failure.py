@@ -39,11 +39,13 @@ def raise_first(
 def _first_not_finite(
     program: Program, row: int, place: int, values: Mapping[str, int], buffer: Callable[[int], Tensor]
 ) -> int | None:
-    # Of the instructions between the last control flow and the draw at `place`.
+    # Of the instructions between the last control flow and the draw at `place`, those whose results are still there:
+    # scratch may have been written again, and buffers that are not needed at the same time share a place.
     numbers = {one.name: number for number, one in enumerate(program.buffers)}
     first = place
     while first > 0 and hasattr(program.code[first - 1], "out"):
         first -= 1
+    results: list[tuple[int, Tensor]] = []
     for at in range(first, place):
         for ref in (getattr(program.code[at], name, None) for name in ("out", "cell_out")):
             if isinstance(ref, Ref):
@@ -51,6 +53,9 @@ def _first_not_finite(
                 for axis, index in enumerate(ref.at):
                     found = found[index.at(values) % program.buffer(ref.buffer).shape[axis]]
                 begin = ref.offset.at(values)
-                if not bool(found[begin : begin + ref.width].isfinite().all()):
-                    return at
+                results.append((at, found[begin : begin + ref.width]))
+    last = {found.data_ptr(): at for at, found in results}
+    for at, found in results:
+        if last[found.data_ptr()] == at and not bool(found.isfinite().all()):
+            return at
     return None

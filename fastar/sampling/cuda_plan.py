@@ -19,13 +19,14 @@ SCHEDULES = ("auto", "row", "cluster", "grid")
 # What the prediction supposes, in microseconds and bytes per microsecond. None of it was measured by this project: the
 # first three are cycles counted in the kernel at 1.7 GHz, the fourth is one way through the wires between
 # multiprocessors, which others measured at 180 cycles, with the wait's own, the fifth what others report of barriers
-# through global memory, the sixth a miss of the first level; the rest are the published widths of an SM's paths, of the
-# second cache level and of HBM3e.
+# through global memory, the sixth a write to the second cache level and a read behind it, the seventh a miss of the
+# first level; the rest are the published widths of an SM's paths, of the second cache level and of HBM3e.
 _COMMAND = 0.06
 _BLOCK_MEETING = 0.02
 _CLUSTER_MEETING = 0.25
 _EDGE = 0.15
 _GRID_MEETING = 1.0
+_FLAG = 0.7
 _STREAM = 0.2
 _BYTES_OF_A_MULTIPROCESSOR = 100e3
 _BYTES_OF_LEVEL_2 = 5.5e6
@@ -55,6 +56,7 @@ class Schedule:
 class Room:
     """What a packed program may take of a block's shared memory, and how many blocks make a team."""
 
+    schedule: str
     numbers: int  # of a row
     blocks: int
     caches_far: bool = False  # whether rings and caches leave their room to weights
@@ -95,6 +97,7 @@ def packer(program: Program, precision: str) -> tuple[dict[str, Tensor], Pack]:
             program,
             records,
             precision,
+            schedule=room.schedule,
             fast_numbers=room.numbers,
             caches_far=room.caches_far,
             resident_bytes=room.resident_bytes,
@@ -179,10 +182,10 @@ def _plan(
 
 def _rooms(name: str, blocks: int, numbers: int) -> list[Room]:
     if name == "grid":
-        return [Room(0, blocks)]
+        return [Room(name, numbers, blocks, caches_far=True)]
     # A long ring is read at a few places only: its room may be worth more to the matrices.
     local = _LOCAL_BYTES if name == "cluster" else (0,)
-    return [Room(numbers, blocks, far, local_bytes=size) for far in (False, True) for size in local]
+    return [Room(name, numbers, blocks, far, local_bytes=size) for far in (False, True) for size in local]
 
 
 def _team_sizes(name: str, card: Any, wishes: Wishes) -> tuple[int, ...]:
@@ -231,7 +234,8 @@ def _predict(name: str, packed: Any, work: Cost, rows: int, blocks: int, all_row
     tally = packed.tally
     share = work.instructions / max(1, tally["commands"])
     team = {"row": _BLOCK_MEETING, "cluster": _CLUSTER_MEETING, "grid": _GRID_MEETING}[name]
-    meetings = tally["block_meetings"] * _BLOCK_MEETING + tally["team_meetings"] * team + tally["edges"] * _EDGE
+    edge = _FLAG if name == "grid" else _EDGE
+    meetings = tally["block_meetings"] * _BLOCK_MEETING + tally["team_meetings"] * team + tally["edges"] * edge
     waiting = share * (meetings + tally["streams"] * _STREAM)
     teams = -(-all_rows // rows)
     at_once = max(1, min(teams, card.multiprocessors // blocks))

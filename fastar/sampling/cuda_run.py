@@ -49,11 +49,15 @@ class Run:
             rows=plan.rows_per_team, threads=plan.threads, blocks=self._teams * plan.blocks_per_team
         )
         self._refuse_too_many_rows()
+        numbers = n * (packed.fast + packed.slow)
+        flags = packed.flag_words(teams=self._teams) if plan.name == "grid" else 0
         executor.require_memory(
-            4 * n * (packed.fast + packed.slow) + 8 * n * (T * V + 3) + scores, f"{n} rows of {self.program.name}"
+            4 * (numbers + flags) + 8 * n * (T * V + 3) + scores, f"{n} rows of {self.program.name}"
         )
         self._make_state(n, T, V)
-        self._arena = torch.empty(n, packed.fast + packed.slow, device=device)
+        # Beside the rows' numbers the counters of a grid's edges, which begin at zero as well.
+        self._memory = torch.empty(numbers + flags, device=device)
+        self._arena = self._memory[:numbers].view(n, packed.fast + packed.slow)
         self._scores = torch.empty(scores, dtype=torch.uint8, device=device) if scores else None
         # Words that the kernel reads and writes while it runs: whether it is cancelled, and how far each team is.
         self._words = self._on_host(1 + self._teams, dtype=torch.int32)
@@ -111,7 +115,7 @@ class Run:
         self.pause()
         self._state[: len(self._begin)].copy_(self._begin)
         self._values.zero_()
-        self._arena.zero_()
+        self._memory.zero_()
         executor, packed = self.executor, self.executor.packed
         for number, one in enumerate(self.program.buffers):
             begin, size = packed.buffers[number]
@@ -159,6 +163,7 @@ class Run:
             "log_weight": self.log_weight,
             "stretch": self.executor.stretch,
             "arena": self._arena,
+            "flags": self._memory[self._arena.numel() :],
             "progress": self._state,
             "scores": self._scores,
             "cancel": self._words,

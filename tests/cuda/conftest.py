@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,3 +18,21 @@ def twin() -> Any:
     if missing is not None:
         pytest.skip(missing)
     return cuda.twin()
+
+
+@pytest.fixture
+def card(twin: Any) -> Iterator[Any]:
+    """The twin, which a test may make another card."""
+    changed: dict[str, int] = {}
+
+    class Card:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(twin, name)
+
+        def pretend(self, what: str, value: int, otherwise: int) -> None:
+            changed.setdefault(what, otherwise)
+            twin.pretend(what, value)
+
+    yield Card()
+    for what, value in changed.items():
+        twin.pretend(what, value)

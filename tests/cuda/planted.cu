@@ -1,4 +1,5 @@
 // Kernels that are right, and the same with one mistake each, to see that the twin finds it.
+#include "cuda/flags.cuh"
 #include "twin/launch.h"
 
 namespace fastar::cuda {
@@ -97,6 +98,41 @@ hand_over(const float* in, float* out, unsigned* flag) {
     }
 }
 
+// Along edges of a grid, three of four blocks write 96 numbers in each of three rounds, from those of the round before;
+// then all have met.
+enum class Mistake { kNone, kEarlyArrival, kNoWait, kNoArrival };
+template <Mistake kMistake>
+FASTAR_KERNEL(64)
+relay(const float* in, float* out, unsigned* flags) {
+    unsigned long long failure = kNoFailure;
+    Run run{};
+    run.flags = flags + kFlagStride;
+    run.where.edges = kMaxEdges;
+    const SharedLayout layout(run.where, 1, 64, 0);
+    const auto rank = static_cast<int>(block_index());
+    Team team{Schedule::kGrid, 0, rank, 4, &failure, flags};
+    const Context x{run, layout, team, nullptr, nullptr, 0, 1, 0, 0};
+    const auto i = static_cast<int>(thread_index());
+    if (i == 0) *Team::own_word() = kNoFailure;
+    begin_flag(run, layout, 0, i);
+    barrier();
+    team.meet();
+    Command c;
+    c.shared_out = true;
+    c.items = 3;
+    c.arrives = true;
+    for (c.edge = 0; c.edge < 3; ++c.edge) {
+        const float* from = c.edge == 0 ? in : exchanged(out) + 96 * (c.edge - 1);
+        const bool waits = c.edge > 0 && x.has_share(c) && kMistake != Mistake::kNoWait;
+        if (waits && !await_flags(x, std::uint64_t{1} << (c.edge - 1))) return;
+        if (kMistake == Mistake::kEarlyArrival) arrive(x, c);
+        const int k = 32 * rank + i - 32;
+        if (i >= 32 && x.has_share(c)) exchanged(out)[96 * c.edge + k] = 0.5f * (from[k] + from[(k + 41) % 96]);
+        if (kMistake != Mistake::kEarlyArrival && (kMistake != Mistake::kNoArrival || rank != 1)) arrive(x, c);
+    }
+    team.meet();
+}
+
 FASTAR_KERNEL(64) half_at_a_barrier() {
     if (thread_index() < 32) barrier();
 }
@@ -149,6 +185,15 @@ extern "C" const char* run(const char* name, std::uint64_t seed, float* in, floa
         if (which == "hand over") cuda::launch(two, nullptr, cuda::hand_over<kOrdered, kOrdered>, in, out, flag);
         if (which == "no release") cuda::launch(two, nullptr, cuda::hand_over<kRelaxed, kOrdered>, in, out, flag);
         if (which == "no acquire") cuda::launch(two, nullptr, cuda::hand_over<kOrdered, kRelaxed>, in, out, flag);
+        const cuda::Exchanged boxes[] = {{out, 288 * sizeof *out}};
+        const cuda::Grid four{.blocks = 4, .threads = 64, .shared = 4096, .together = true, .exchanged = boxes};
+        const auto relay = [&](const char* kind, auto kernel) {
+            if (which == kind) cuda::launch(four, nullptr, kernel, in, out, flag);
+        };
+        relay("relay", cuda::relay<cuda::Mistake::kNone>);
+        relay("relay with early arrivals", cuda::relay<cuda::Mistake::kEarlyArrival>);
+        relay("relay without waits", cuda::relay<cuda::Mistake::kNoWait>);
+        relay("relay without an arrival", cuda::relay<cuda::Mistake::kNoArrival>);
         if (which == "half at a barrier") cuda::launch({1, 64}, nullptr, cuda::half_at_a_barrier);
         if (which == "bfloat16") cuda::launch({1, 32}, nullptr, cuda::multiply, in, in + 256, out, false);
         if (which == "float16") cuda::launch({1, 32}, nullptr, cuda::multiply, in, in + 256, out, true);

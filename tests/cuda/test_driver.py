@@ -7,7 +7,6 @@ import re
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,24 +71,6 @@ NUMBER(kLargeClusters, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED)
 NUMBER(kCooperative, CU_LAUNCH_ATTRIBUTE_COOPERATIVE)
 NUMBER(kClusterSize, CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION)
 """
-
-
-@pytest.fixture
-def card(twin: Any) -> Iterator[Any]:
-    """The twin, which a test may make another card."""
-    changed: dict[str, int] = {}
-
-    class Card:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(twin, name)
-
-        def pretend(self, what: str, value: int, otherwise: int) -> None:
-            changed.setdefault(what, otherwise)
-            twin.pretend(what, value)
-
-    yield Card()
-    for what, value in changed.items():
-        twin.pretend(what, value)
 
 
 def test_our_declarations_are_those_of_the_toolkit(tmp_path: Path) -> None:

@@ -42,6 +42,26 @@ def test_a_model_draws_what_the_reference_draws(twin: Any, family: str, plan: st
     _assert_agrees(program, request, run, Options())
 
 
+@pytest.mark.parametrize(("hidden", "levels", "streams"), [(20, 2, 0), (24, 5, 0), (21, 2, 2)])
+def test_rows_of_tables_are_fetched_while_the_value_before_them_is_drawn(
+    twin: Any, hidden: int, levels: int, streams: int
+) -> None:
+    program = NADE(9, hidden, levels=levels).eval().lower()
+    request = make(program, 3, seed=4)
+    whole = Cuda(program, library=twin, schedule="grid", blocks=2, rows=3).start(request)
+    whole.advance()
+    executor = Cuda(program, library=twin, schedule="row", rows=40)
+    # A row of 21 numbers is no whole number of copies.
+    assert executor.packed.tally["streams"] == streams
+    for seed in range(8):
+        twin.configure(seed)
+        run = executor.start(request)
+        while not run.finished:
+            run.advance(4)
+        assert torch.equal(run.values, whole.values)
+        assert torch.equal(run.log_prob, whole.log_prob)
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_blocks_of_a_cluster_meet_once_a_position(twin: Any, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dilations = [3, 1, 2, 4]
@@ -50,7 +70,7 @@ def test_blocks_of_a_cluster_meet_once_a_position(twin: Any, precision: str, mon
     row = Cuda(program, precision, library=twin, schedule="row").start(request)
     row.advance()
     # Rings in global memory, as longer ones would be.
-    monkeypatch.setattr(cuda_plan, "_rooms", lambda name, blocks, numbers: [Room(numbers, blocks, True, 0, 16384)])
+    monkeypatch.setattr(cuda_plan, "_rooms", lambda name, blocks, n: [Room(name, n, blocks, True, 0, 16384)])
     executor = Cuda(program, precision, library=twin, schedule="cluster", blocks=4)
     tally = executor.packed.tally
     assert executor.packed.slow == 64 * sum(d + 1 for d in dilations)

@@ -201,12 +201,14 @@ def test_rows_end_at_the_stop_symbol_and_at_their_lengths(twin: Any) -> None:
         torch.testing.assert_close(run.log_prob, reference.log_prob, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_not_a_number_names_position_and_instruction(twin: Any) -> None:
+@pytest.mark.parametrize("schedule", ["row", "grid"])
+def test_what_is_not_a_number_names_position_and_instruction(twin: Any, schedule: str) -> None:
     program = LARGE["transformer"]()
     weights = dict(program.weights)
     weights["fc"] = torch.full_like(weights["fc"], 3e38)
-    run = Cuda(program.with_weights(weights), library=twin).start(_request("t", program, 2))
-    with pytest.raises(draws.SamplingError, match=r"position 0, code\[\d+\] .*row 0: the result is not finite"):
+    place = next(at for at, step in enumerate(program.code) if getattr(step, "weight", None) == "fc")
+    run = Cuda(program.with_weights(weights), library=twin, schedule=schedule, rows=2).start(_request("t", program, 2))
+    with pytest.raises(draws.SamplingError, match=rf"position 0, code\[{place}\] linear: row 0: the result is not"):
         run.advance()
 
 

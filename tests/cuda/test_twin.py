@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import shlex
 import subprocess
 from collections.abc import Callable
@@ -99,6 +100,35 @@ def test_a_missing_release_or_acquire_shows_as_what_was_there_before(launch: Lau
         if not found or seed % 2 == 0:
             assert torch.equal(out[:32], into[:32])
         assert torch.equal(out[32:], into[:32])
+
+
+def _relay(launch: Launch, name: str, seed: int) -> tuple[str | None, bool]:
+    # The twin's error, and whether the numbers are right.
+    into, out = torch.randn(96), torch.full((3, 96), float("nan"))
+    error = launch(name, seed, into, out, torch.zeros(65, 32, dtype=torch.int32))
+    rounds = [into]
+    for _ in range(3):
+        rounds.append(0.5 * (rounds[-1] + rounds[-1].roll(-41)))
+    return error, torch.equal(out, torch.stack(rounds[1:]))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_edges_of_a_grid_bring_what_was_written(launch: Launch, seed: int) -> None:
+    assert _relay(launch, "relay", seed) == (None, True)
+
+
+@pytest.mark.parametrize("name", ["relay with early arrivals", "relay without waits"])
+def test_an_edge_that_says_nothing_shows_as_what_was_there_before(launch: Launch, name: str) -> None:
+    # Odd seeds show every write as late as it may be seen.
+    assert [_relay(launch, name, seed) for seed in range(1, 16, 2)] == 8 * [(None, False)]
+
+
+def test_a_missing_arrival_says_who_waits_for_whom(launch: Launch) -> None:
+    error, _ = _relay(launch, "relay without an arrival", 0)
+    assert error is not None
+    assert error.startswith("deadlock: no thread can go on\n")
+    assert re.search(r"block 0, thread 0: waits for the flag at \w+ to reach 3, it is 2, last written by block", error)
+    assert re.search(r"block 3, thread 0: waits for the flag at \w+ to reach 8, it is 6", error)
 
 
 def test_a_planted_deadlock_says_who_waits_for_whom(launch: Launch) -> None:

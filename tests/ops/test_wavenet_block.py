@@ -273,14 +273,14 @@ def test_frozen_tensors_get_no_gradient() -> None:
 
 @pytest.mark.parametrize("full", [True, False])
 def test_opcheck(full: bool) -> None:
-    order = ("x", "weight", "bias", "residual_weight", "residual_bias", "skip_weight", "skip_bias", "conditioning",
-             "skip_sum")  # fmt: skip
+    order = ("x", "weight", "bias", "residual_weight", "residual_bias", "skip_weight", "skip_bias", "conditioning")
     inputs = tensors((2, 4, 3, 5, 9, 2, 2, 4 if full else 0), torch.float32, bias=full, skips=full)
     rest = (2, 4, 0.7, 0.5)
     for learn in (False, True):
-        tensor_inputs = [inputs[name].clone().requires_grad_(learn) if name in inputs else None for name in order]
-        torch.library.opcheck(torch.ops.fastar.wavenet_block.default, (*tensor_inputs, *rest))
-    saved = [inputs.get(name) for name in order if name not in {"residual_bias", "skip_bias", "skip_sum"}]
+        leaves = {name: t.clone().requires_grad_(learn) for name, t in inputs.items()}
+        layer = [leaves.get(name) for name in order]
+        torch.library.opcheck(torch.ops.fastar.wavenet_block.default, (*layer, *rest, leaves.get("skip_sum")))
+    saved = [inputs.get(name) for name in order if name not in {"residual_bias", "skip_bias"}]
     grads = (torch.randn(2, 4, 9), torch.randn(2, 5, 9) if full else None)
     needs = [True, True, True, True, full, True, True, full]
     torch.library.opcheck(torch.ops.fastar.wavenet_block_backward.default, (*grads, *saved, *rest, needs))

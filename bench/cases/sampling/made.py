@@ -12,6 +12,7 @@ from fastar.bench.alternatives import CudaGraph, compiled
 from fastar.bench.cases.sampling._common import Loop, Work, Workload, case
 from fastar.bench.registry import Absent, Call, Case, Part
 from fastar.models import MADE
+from fastar.nn import MaskedLinear
 
 
 def _logits(x: Tensor, first: Tensor, first_bias: Tensor, last: Tensor, last_bias: Tensor) -> Tensor:
@@ -21,8 +22,12 @@ def _logits(x: Tensor, first: Tensor, first_bias: Tensor, last: Tensor, last_bia
 
 def masked_weights(model: MADE) -> list[Tensor]:
     """Weights and biases of both layers, what the masks remove at zero."""
-    layers = (model.network.hidden[0], model.network.out)
-    return [t.detach() for one in layers for t in (one.weight * one.dense_mask(), one.bias)]
+    weights = []
+    for layer in (model.network.hidden[0], model.network.out):
+        assert isinstance(layer, MaskedLinear)
+        assert layer.bias is not None
+        weights += [(layer.weight * layer.dense_mask()).detach(), layer.bias.detach()]
+    return weights
 
 
 def full(weights: list[Tensor]) -> Loop:

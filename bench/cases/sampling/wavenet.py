@@ -188,6 +188,7 @@ def joined(p: Parameters, dilations: Sequence[int], dtype: torch.dtype, *, compi
                 y, more = layer(past, x, p[f"{i}.gates"], p[f"{i}.gates.bias"], both[i])
                 past.copy_(x)
                 x, skip = y, skip + more
+            assert isinstance(skip, Tensor)
             symbol = draw(logits(skip, p["post"], p["post.bias"], p["head"], p["head.bias"]), u[t])
             drawn[:, t] = symbol
         return drawn
@@ -242,8 +243,7 @@ _TWICE, _THRICE = _ONCE * 2, _ONCE * 3
 
 
 def _on_a_gpu(residual: int, skip: int, dilations: Sequence[int], *rows: int) -> list[Case]:
-    options = {"dtype": torch.float16, "devices": ("cuda",)}
-    return [wavenet(residual, skip, 256, dilations, 500, rows=n, **options) for n in rows]
+    return [wavenet(residual, skip, 256, dilations, 500, rows=n, dtype=torch.float16, devices=("cuda",)) for n in rows]
 
 
 CASES = (

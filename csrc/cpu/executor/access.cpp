@@ -80,6 +80,11 @@ Accesses accesses(const Instruction& i) {
     return result;
 }
 
+bool covers(const Program& program, const Ref& ref) {
+    return ref.offset.terms.empty() && ref.offset.constant == 0 &&
+           ref.width == program.buffers[static_cast<std::size_t>(ref.buffer)].shape.back();
+}
+
 bool depends(const Program& program, const Accesses& earlier, const Accesses& later) {
     return any_overlap(program, earlier.writes, later.reads) || any_overlap(program, earlier.reads, later.writes) ||
            any_overlap(program, earlier.writes, later.writes);

@@ -23,6 +23,9 @@ struct Accesses {
 
 Accesses accesses(const Instruction& instruction);
 
+// Whether a reference is all of a vector.
+bool covers(const Program& program, const Ref& ref);
+
 // Whether the later of two instructions has to wait for the earlier one. Both belong to one block, so a variable has
 // the same value for both.
 bool depends(const Program& program, const Accesses& earlier, const Accesses& later);

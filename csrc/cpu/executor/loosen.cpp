@@ -50,11 +50,6 @@ int add_scratch(Program& program, const std::string& name, std::int64_t width) {
     return static_cast<int>(program.buffers.size()) - 1;
 }
 
-bool covers(const Program& program, const Ref& ref) {
-    return ref.offset.terms.empty() && ref.offset.constant == 0 &&
-           ref.width == program.buffers[static_cast<std::size_t>(ref.buffer)].shape.back();
-}
-
 // How many of an instruction's taps read nothing that the block writes.
 int known_taps(const Program& program, const Span& block, std::size_t at) {
     Instruction probe = program.code[at];

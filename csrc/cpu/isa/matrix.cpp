@@ -27,30 +27,32 @@ inline Lanes start_of(const MatrixArguments& a, std::int64_t row, std::int64_t o
     return a.start ? load_first(a.start + row * a.start_stride + output, a.outputs - output) : splat(0.0f);
 }
 
-// A part of the next tile: the lines of it that are asked for at each step.
+// What is asked for while other weights are multiplied: so many lines at every step, up to the end.
 struct Ahead {
-    const char* at;
-    int lines;
+    const char* at = nullptr;
+    const char* end = nullptr;
+    int lines = 0;
 };
 
 inline void ask(Ahead& ahead) {
+    if (ahead.at >= ahead.end) return;
     for (int line = 0; line < ahead.lines; ++line) {
         __builtin_prefetch(ahead.at);
         ahead.at += 64;
     }
 }
 
-// sums[p][r] += the products of `count` steps.
+// sums[r][p] += the products of `count` steps.
 template <typename Format, int P, int R>
-[[gnu::always_inline]] inline void add_products(typename Format::Sum (&sums)[P][R], const typename Format::Weight* w,
+[[gnu::always_inline]] inline void add_products(typename Format::Sum (&sums)[R][P], const typename Format::Weight* w,
                                                 const typename Format::Weight* w_next, const typename Format::Input* x,
                                                 std::int64_t x_stride, std::int64_t count, Ahead ahead) {
     constexpr std::int64_t kStep = (P > kTileRegisters ? kTileRegisters : P) * kLanes;
-    typename Format::Sum sum[P][R];
+    typename Format::Sum sum[R][P];
 #pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) sum[p][r] = sums[p][r];
+        for (int p = 0; p < P; ++p) sum[r][p] = sums[r][p];
     }
     for (std::int64_t k = 0; k < count; ++k) {
         typename Format::Spread xs[R];
@@ -60,16 +62,16 @@ template <typename Format, int P, int R>
         for (int p = 0; p < P; ++p) {
             const auto one = Format::load(p < kTileRegisters ? w + p * kLanes : w_next + (p - kTileRegisters) * kLanes);
 #pragma GCC unroll 8
-            for (int r = 0; r < R; ++r) sum[p][r] = Format::step(one, xs[r], sum[p][r]);
+            for (int r = 0; r < R; ++r) sum[r][p] = Format::step(one, xs[r], sum[r][p]);
         }
         w += kStep;
         w_next += kStep;
         if constexpr (R > 1) ask(ahead);
     }
 #pragma GCC unroll 8
-    for (int p = 0; p < P; ++p) {
+    for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) sums[p][r] = sum[p][r];
+        for (int p = 0; p < P; ++p) sums[r][p] = sum[r][p];
     }
 }
 
@@ -77,14 +79,14 @@ template <typename Format, int P, int R>
 // compiler kept half of them in memory, and every step waited for them. The sums of one row stay in registers, and a
 // short product is over sooner without the way through memory.
 template <typename Format, int P, int R>
-[[gnu::noinline]] void multiply_apart(typename Format::Sum (&sums)[P][R], const typename Format::Weight* w,
+[[gnu::noinline]] void multiply_apart(typename Format::Sum (&sums)[R][P], const typename Format::Weight* w,
                                       const typename Format::Weight* w_next, const typename Format::Input* x,
                                       std::int64_t x_stride, std::int64_t count, Ahead ahead) {
     add_products<Format, P, R>(sums, w, w_next, x, x_stride, count, ahead);
 }
 
 template <typename Format, int P, int R>
-[[gnu::always_inline]] inline void multiply(typename Format::Sum (&sums)[P][R], const typename Format::Weight* w,
+[[gnu::always_inline]] inline void multiply(typename Format::Sum (&sums)[R][P], const typename Format::Weight* w,
                                             const typename Format::Weight* w_next, const typename Format::Input* x,
                                             std::int64_t x_stride, std::int64_t count, Ahead ahead) {
     if constexpr (R == 1) {
@@ -94,42 +96,65 @@ template <typename Format, int P, int R>
     }
 }
 
-// P registers of outputs from `output` on, for R rows. The second half of P = 8 belongs to the next tile.
-template <int P, int R>
-void float_tile(const MatrixArguments& a, std::int64_t output, std::int64_t row, Ahead ahead) {
-    constexpr std::int64_t kStep = (P > kTileRegisters ? kTileRegisters : P) * kLanes;
-    const float* weights = static_cast<const float*>(a.weights) + output * a.inputs;
-    Lanes sum[P][R];
-    for (int p = 0; p < P; ++p) {
-        for (int r = 0; r < R; ++r) sum[p][r] = start_of(a, row + r, output + p * kLanes);
+// How sums over float inputs, where these lie, begin and end; visit(first, x, stride, count) sees each run of inputs.
+struct Floats {
+    using Format = Float32Format;
+    const MatrixArguments& a;
+
+    std::int64_t words() const { return a.inputs; }
+    Lanes start(std::int64_t row, std::int64_t output) const { return start_of(a, row, output); }
+    Lanes total(std::int64_t, std::int64_t, Lanes sum) const { return sum; }
+
+    template <typename Visit>
+    void runs(std::int64_t row, Visit visit) const {
+        for (std::int64_t s = 0; s < a.segment_count; ++s) {
+            const Segment& segment = a.segments[s];
+            visit(segment.first, segment.x + row * a.x_stride, a.x_stride, segment.count);
+        }
     }
-    for (std::int64_t s = 0; s < a.segment_count; ++s) {
-        const Segment& segment = a.segments[s];
-        const float* w = weights + segment.first * kStep;
-        multiply<Float32Format, P, R>(sum, w, w + kTileOutputs * a.inputs, segment.x + row * a.x_stride, a.x_stride,
-                                      segment.count, {ahead.at + segment.first * ahead.lines * 64, ahead.lines});
-    }
-    for (int p = 0; p < P; ++p) {
-        for (int r = 0; r < R; ++r) finish(a, row + r, output + p * kLanes, sum[p][r]);
-    }
-}
+};
 
 // As above for the formats of two or four inputs a word: x is staged as words, one after another over all inputs.
-template <typename Format, int P, int R>
-void narrow_tile(const MatrixArguments& a, const StagedInputs& x, std::int64_t output, std::int64_t row, Ahead ahead) {
-    constexpr std::int64_t kStep = (P > kTileRegisters ? kTileRegisters : P) * kLanes;
-    const std::int64_t words = a.inputs / Format::kPerWord;
-    const std::uint32_t* w = static_cast<const std::uint32_t*>(a.weights) + output * words + x.first_word * kStep;
-    typename Format::Sum sum[P][R];
-    for (int p = 0; p < P; ++p) {
-        for (int r = 0; r < R; ++r) sum[p][r] = Format::start(a, row + r, output + p * kLanes);
+template <typename F>
+struct Narrow {
+    using Format = F;
+    const MatrixArguments& a;
+    const StagedInputs x;
+
+    std::int64_t words() const { return a.inputs / Format::kPerWord; }
+    auto start(std::int64_t row, std::int64_t output) const { return Format::start(a, row, output); }
+    Lanes total(std::int64_t row, std::int64_t output, typename Format::Sum sum) const {
+        return Format::total(a, x.scales, row, output, sum);
     }
-    multiply<Format, P, R>(sum, w, w + kTileOutputs * words, x.words + row * x.stride + x.first_word, x.stride,
-                           x.last_word - x.first_word, {ahead.at + x.first_word * ahead.lines * 64, ahead.lines});
+
+    template <typename Visit>
+    void runs(std::int64_t row, Visit visit) const {
+        visit(x.first_word, x.words + row * x.stride + x.first_word, x.stride, x.last_word - x.first_word);
+    }
+};
+
+template <typename Inputs>
+const typename Inputs::Format::Weight* weights_of(const Inputs& in, std::int64_t output) {
+    return static_cast<const typename Inputs::Format::Weight*>(in.a.weights) + output * in.words();
+}
+
+// P registers of outputs from `output` on, for R rows. The second half of P = 8 belongs to the next tile.
+template <int P, int R, typename Inputs>
+void one_tile(const Inputs& in, std::int64_t output, std::int64_t row) {
+    using Format = typename Inputs::Format;
+    constexpr std::int64_t kStep = (P > kTileRegisters ? kTileRegisters : P) * kLanes;
+    typename Format::Sum sum[R][P];
+    for (int r = 0; r < R; ++r) {
+        for (int p = 0; p < P; ++p) sum[r][p] = in.start(row + r, output + p * kLanes);
+    }
+    in.runs(row, [&](std::int64_t first, const auto* x, std::int64_t stride, std::int64_t count) {
+        const auto* w = weights_of(in, output) + first * kStep;
+        multiply<Format, P, R>(sum, w, w + kTileOutputs * in.words(), x, stride, count, {});
+    });
     for (int p = 0; p < P; ++p) {
         for (int r = 0; r < R; ++r) {
             const std::int64_t at = output + p * kLanes;
-            finish(a, row + r, at, Format::total(a, x.scales, row + r, at, sum[p][r]));
+            finish(in.a, row + r, at, in.total(row + r, at, sum[r][p]));
         }
     }
 }
@@ -160,50 +185,80 @@ constexpr int kSlimRegisters = 2;
 constexpr int kSlimSums = 1;
 #endif
 
-// Where several blocks of rows pass over a tile, memory would have nothing to do but in the first pass: so each asks
-// for a part of the next tile. A step of sixteen rows over 494 MB of float32 weights took 17.9 ms without this. The
-// lines of a part lie side by side: every fourth line in each of four passes gained nothing, nor did a request for
-// level 2 only.
-inline Ahead ahead_of(const MatrixArguments& a, std::int64_t tile, std::int64_t row, std::int64_t input_bytes) {
-    const std::int64_t passes = (a.rows + kRowsOfTile - 1) / kRowsOfTile;
-    if (passes < 2 || tile + 1 >= a.unit_end) return {};
-    const std::int64_t bytes = kTileOutputs * a.inputs * input_bytes;
-    const std::int64_t lines = (kTileRegisters + passes - 1) / passes;
-    const std::int64_t first = row / kRowsOfTile * lines;
-    if (first >= kTileRegisters) return {};
-    return {static_cast<const char*>(a.weights) + (tile + 1) * bytes + first * (bytes / kTileRegisters),
-            static_cast<int>(std::min(lines, kTileRegisters - first))};
+// Several blocks of rows meet a tile a stretch of steps at a time, of 32 KiB of weights. While memory sends the next
+// stretch, each block multiplies by this one, and asks for as much of the next as it is of the rows. Block by block
+// over whole tiles, the one of a sum of 3072 inputs, 786 KB, did not stay in level 2 beside the next.
+constexpr std::int64_t kStretch = 128;
+constexpr std::int64_t kTallRows = 48;
+
+template <typename Inputs>
+void tall_tile(const Inputs& in, std::int64_t output, std::int64_t row, std::int64_t rows) {
+    using Format = typename Inputs::Format;
+    using Sum = typename Format::Sum;
+    constexpr std::int64_t kStep = kTileRegisters * kLanes;
+    constexpr std::int64_t kLinesOfStep = kStep * static_cast<std::int64_t>(sizeof(typename Format::Weight)) / 64;
+    const char* end = reinterpret_cast<const char*>(weights_of(in, in.a.unit_end * kTileOutputs));
+    alignas(64) Sum sums[kTallRows][kTileRegisters];
+    for (std::int64_t r = 0; r < rows; ++r) {
+        for (int p = 0; p < kTileRegisters; ++p) sums[r][p] = in.start(row + r, output + p * kLanes);
+    }
+    in.runs(row, [&](std::int64_t first, const auto* x, std::int64_t stride, std::int64_t count) {
+        const auto* w = weights_of(in, output) + first * kStep;
+        for (std::int64_t k = 0; k < count; k += kStretch) {
+            const std::int64_t steps = std::min(kStretch, count - k);
+            const std::int64_t lines = steps * kLinesOfStep;
+            const char* next = reinterpret_cast<const char*>(w + (k + steps) * kStep);
+            by_rows<kRowsOfTile>(rows, [&]<int R>(std::int64_t r) {
+                const char* from = next + lines * r / rows * 64;
+                const char* to = std::min(next + lines * (r + R) / rows * 64, end);
+                const Ahead ahead{from, to, static_cast<int>(((to - from) / 64 + steps - 1) / steps)};
+                multiply<Format, kTileRegisters, R>(reinterpret_cast<Sum(&)[R][kTileRegisters]>(sums[r]), w + k * kStep,
+                                                    nullptr, x + r * stride + k, stride, steps, ahead);
+            });
+        }
+    });
+    for (std::int64_t r = 0; r < rows; ++r) {
+        for (int p = 0; p < kTileRegisters; ++p) {
+            const std::int64_t at = output + p * kLanes;
+            finish(in.a, row + r, at, in.total(row + r, at, sums[r][p]));
+        }
+    }
 }
 
-// run.template operator()<P, R>(output, row, ahead) over the tiles and rows asked for, where an input of an output has
-// `input_bytes` of weights.
-template <typename Run>
-void by_tiles(const MatrixArguments& a, std::int64_t input_bytes, Run run) {
+// All tiles and rows asked for.
+template <typename Inputs>
+void by_tiles(const Inputs& in) {
+    const MatrixArguments& a = in.a;
     std::int64_t tile = a.unit_begin;
     while (tile < a.unit_end) {
         const std::int64_t output = tile * kTileOutputs;
         const std::int64_t left = a.outputs - output;
         if constexpr (kRowsOfPair > 0) {
             if (a.rows <= kRowsOfPair && tile + 1 < a.unit_end && left >= 2 * kTileOutputs) {
-                by_rows<kRowsOfPair>(a.rows, [&]<int R>(std::int64_t row) {
-                    run.template operator()<2 * kTileRegisters, R>(output, row, Ahead{});
-                });
+                by_rows<kRowsOfPair>(
+                    a.rows, [&]<int R>(std::int64_t row) { one_tile<2 * kTileRegisters, R>(in, output, row); });
                 tile += 2;
                 continue;
             }
         }
+        ++tile;
+        if (kRowsOfTile > 1 && a.rows > kRowsOfTile && left > 3 * kLanes) {
+            for (std::int64_t row = 0; row < a.rows; row += kTallRows) {
+                tall_tile(in, output, row, std::min(kTallRows, a.rows - row));
+            }
+            continue;
+        }
         by_rows<kRowsOfTile>(a.rows, [&]<int R>(std::int64_t row) {
             if (left > 3 * kLanes) {
-                run.template operator()<4, R>(output, row, ahead_of(a, tile, row, input_bytes));
+                one_tile<4, R>(in, output, row);
             } else if (left > 2 * kLanes) {
-                run.template operator()<3, R>(output, row, Ahead{});
+                one_tile<3, R>(in, output, row);
             } else if (left > kLanes) {
-                run.template operator()<2, R>(output, row, Ahead{});
+                one_tile<2, R>(in, output, row);
             } else {
-                run.template operator()<1, R>(output, row, Ahead{});
+                one_tile<1, R>(in, output, row);
             }
         });
-        ++tile;
     }
 }
 
@@ -302,14 +357,6 @@ void slim_bfloat16(const MatrixArguments& a) {
     });
 }
 
-template <typename Format>
-void narrow_tiles(const MatrixArguments& a) {
-    const StagedInputs x = Format::stage(a);
-    by_tiles(a, 4 / Format::kPerWord, [&]<int P, int R>(std::int64_t output, std::int64_t row, Ahead ahead) {
-        narrow_tile<Format, P, R>(a, x, output, row, ahead);
-    });
-}
-
 // O outputs side by side share each register of x; two accumulators an output hide the latency of the sum.
 template <int O>
 void dot_products(const MatrixArguments& a, std::int64_t row, std::int64_t output) {
@@ -364,16 +411,14 @@ void matrix(Storage storage, const MatrixArguments& a) {
     switch (storage) {
         case Storage::kTiles:
             if (is_slim(a.outputs)) return slim_floats(a);
-            by_tiles(a, 4, [&]<int P, int R>(std::int64_t output, std::int64_t row, Ahead ahead) {
-                float_tile<P, R>(a, output, row, ahead);
-            });
+            by_tiles(Floats{a});
             break;
         case Storage::kTilesBfloat16:
             if (is_slim(a.outputs)) return slim_bfloat16(a);
-            narrow_tiles<Bfloat16Format>(a);
+            by_tiles(Narrow<Bfloat16Format>{a, Bfloat16Format::stage(a)});
             break;
         case Storage::kTilesInt8:
-            narrow_tiles<Int8Format>(a);
+            by_tiles(Narrow<Int8Format>{a, Int8Format::stage(a)});
             break;
         case Storage::kRows:
             dot_rows(a);
