@@ -85,6 +85,7 @@ _COLUMNS = (
     "taps fetched",
     "streamed",
     "KB a block reads (of them kept)",
+    "stages of a ring",
     "predicted us",
     "goal us",
 )
@@ -100,7 +101,7 @@ def line(one: Prediction) -> list[str]:
     tally = packed.tally
     cells = [one.name, one.rows, one.precision, plan.name, f"{plan.rows_per_team} x {plan.blocks_per_team}"]
     cells += [tally[name] for name in ("commands", "block_meetings", "team_meetings", "edges", "fetches", "streams")]
-    cells += [f"{tally['weight_bytes'] / 1024:.0f} ({tally['resident_bytes'] / 1024:.0f})"]
+    cells += [f"{tally['weight_bytes'] / 1024:.0f} ({tally['resident_bytes'] / 1024:.0f})", packed.stages]
     return [*map(str, cells), f"{plan.predicted_us:.2f}", f"{one.goal:.2f}"]
 
 

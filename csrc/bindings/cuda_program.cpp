@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -33,8 +34,8 @@ cuda::Schedule schedule_of(const std::string& name) {
 
 std::shared_ptr<Assembly> assemble(const py::object& program, const py::dict& weights, const std::string& precision,
                                    const std::string& schedule, std::int64_t fast_numbers, bool caches_far,
-                                   std::int64_t resident_bytes, std::int64_t local_bytes, std::int64_t blocks,
-                                   bool contents) {
+                                   std::int64_t resident_bytes, std::int64_t local_bytes, std::int64_t stages,
+                                   std::int64_t blocks, bool contents) {
     const std::map<std::string, cuda::Precision> precisions{{"float32", cuda::Precision::kFloat32},
                                                             {"bfloat16", cuda::Precision::kBfloat16},
                                                             {"float16", cuda::Precision::kFloat16},
@@ -45,6 +46,7 @@ std::shared_ptr<Assembly> assemble(const py::object& program, const py::dict& we
                                         .fast_numbers = fast_numbers,
                                         .resident_bytes = resident_bytes,
                                         .local_bytes = local_bytes,
+                                        .stages = stages,
                                         .caches_far = caches_far,
                                         .blocks = blocks,
                                         .contents = contents};
@@ -166,13 +168,14 @@ void stand(const Assembly& a, std::uintptr_t at, std::size_t teams, int place, i
 
 void bind_cuda_program(py::module_& module) {
     module.attr("CUDA_PROGRESS_BYTES") = sizeof(cuda::Progress);
+    module.attr("CUDA_MOST_STAGES") = cuda::kMostStages;
     module.attr("CUDA_MOST_ROWS") = cuda::kMaxRows;
     module.attr("CUDA_MOST_THREADS") = cuda::kMostThreads;
     module.attr("CUDA_ALL_REACHED") = cuda::kAllReached;
     py::class_<Assembly, std::shared_ptr<Assembly>>(module, "CudaProgram", "A step program, packed for csrc/cuda.")
         .def(py::init(&assemble), py::arg("program"), py::arg("weights"), py::arg("precision"), py::arg("schedule"),
              py::arg("fast_numbers"), py::arg("caches_far"), py::arg("resident_bytes"), py::arg("local_bytes"),
-             py::arg("blocks"), py::arg("contents"))
+             py::arg("stages"), py::arg("blocks"), py::arg("contents"))
         .def_readonly("bytes", &Assembly::size)
         .def(
             "copy_to",
@@ -181,6 +184,16 @@ void bind_cuda_program(py::module_& module) {
             },
             py::arg("to"))
         .def_property_readonly("resident_bytes", [](const Assembly& a) { return a.stretch.resident_bytes; })
+        .def_property_readonly("stages", [](const Assembly& a) { return a.stretch.stages; })
+        .def_property_readonly("stage_bytes", [](const Assembly& a) { return a.stretch.stage_bytes; })
+        .def_property_readonly("shares",
+                               [](const Assembly& a) {
+                                   std::vector<std::array<std::int64_t, 5>> all;
+                                   for (const auto& s : a.tally.shares) {
+                                       all.push_back({s.tile_bytes, s.tiles, s.parts, s.blocks, s.waits});
+                                   }
+                                   return all;
+                               })
         .def_readonly("fast", &Assembly::fast)
         .def_readonly("slow", &Assembly::slow)
         .def_property_readonly("buffers",

@@ -37,6 +37,9 @@ Program with_inputs_activated(Program program) {
 }  // namespace
 
 void Assembler::run() {
+    if (options_.stages < 0 || options_.stages > kMostStages || options_.stages % 8 != 0) {
+        throw std::invalid_argument("stages: a ring has 0, 8, 16, 24 or 32, not " + std::to_string(options_.stages));
+    }
     if (shares_copies() || raises_flags()) cpu::rename_scratch(program_);
     if (raises_flags()) {
         find_copies();
@@ -70,6 +73,7 @@ void Assembler::run() {
         entries_.back().completes = fresh;
     }
     end_block();
+    thread_streams();
     lay_out();
 }
 
@@ -188,6 +192,7 @@ void Assembler::command(const Instruction& i, const Beside& beside) {
     if (c.op == Op::kDraw) law(i, c);
     fetch_row(i, c);
     share(i, beside, c);
+    if (c.op == Op::kMatrix && c.storage != Storage::kRows && c.resident < 0 && c.index < 0) count_share(c);
     commands_.push_back(c);
     ++entries_.back().commands;
     ++to_.tally.commands;

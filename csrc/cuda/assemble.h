@@ -19,6 +19,7 @@ struct AssemblyOptions {
     std::int64_t fast_numbers = 0;    // of a row, that may lie in shared memory
     std::int64_t resident_bytes = 0;  // of matrices, that a block may keep in shared memory
     std::int64_t local_bytes = 0;     // of a matrix that every block of a cluster multiplies for itself
+    std::int64_t stages = 0;          // of each warp's ring for matrices that are not kept: 0, 8, 16, 24 or 32
     bool caches_far = false;          // rings and caches lie in global memory, so that matrices have their room
     std::int64_t blocks = 1;          // of a team
     bool contents = true;             // false: all but the weights themselves, to see what fits
@@ -34,6 +35,16 @@ struct Tally {
     std::int64_t streams = 0;         // commands whose matrices do not lie in shared memory
     std::int64_t weight_bytes = 0;    // read by a block
     std::int64_t resident_bytes = 0;  // of these, from shared memory
+
+    // Matrices that are not kept, known before their turn and multiplied without a wait between them.
+    struct Share {
+        std::int64_t tile_bytes;
+        std::int64_t tiles;
+        std::int64_t parts;   // of a tile
+        std::int64_t blocks;  // that have the tiles in turn
+        std::int64_t waits;   // meetings of the team and edges, since the share before
+    };
+    std::vector<Share> shares;
 };
 
 struct Assembly {

@@ -190,6 +190,8 @@ Assembler::Held Assembler::keep(const float* weights, const MatrixShape& shape, 
         s.resident_bytes += own;
         if (tiles < apart) shelves_.push_back({held.resident, own, tiles});
     } else {
+        // Matrices of fewer tiles than blocks come to other blocks each.
+        if (!fixed) held.first_block = narrow(std::exchange(next_block_, (next_block_ + tiles) % apart));
         return held;
     }
     residents_.push_back({held.weights, held.resident, held.tile_bytes, narrow(tiles), narrow(shape.banks),

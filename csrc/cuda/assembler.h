@@ -145,6 +145,13 @@ class Assembler {
     Held keep(const float* weights, const MatrixShape& shape, const Command& c, bool fixed);
     static Storage storage_of(Precision precision);
 
+    // Which weights come through rings, and in which order: assemble_streams.cpp.
+    // A matrix that is streamed, or would be if there were rings.
+    void count_share(Command& c);
+    // Which block of commands comes after another one, where that is easy to know.
+    std::int32_t follower(std::int32_t entry) const;
+    void thread_streams();
+
     // Who waits for whom: assemble_meetings.cpp.
     // Every edge of a cluster is waited for before its block of commands ends, so that all stand at the same count.
     void end_block();
@@ -182,6 +189,8 @@ class Assembler {
     std::map<int, std::int64_t> tables_;
     std::map<std::tuple<int, std::int64_t, std::int64_t, bool, bool>, Held> packed_;
     std::vector<Shelf> shelves_;
+    std::int64_t waits_ = 0;       // that the tally had at its last share
+    std::int64_t next_block_ = 0;  // of a team, that is given the next tile which nobody keeps
     std::vector<Beside> beside_;
     std::set<int> own_;           // buffers of which a block needs the numbers of its own tiles only
     std::map<int, int> instead_;  // buffers whose place is another's

@@ -95,8 +95,17 @@ constexpr int kStep = 16;
 constexpr int kStepsPerPart = 8;
 constexpr int kMaxParts = 12;
 
+// A warp's ring has a multiple of eight stages up to so many, and is read by up to four at a time.
+constexpr int kMostStages = 32;
+constexpr int kRingBatch = 4;
+
 constexpr int outputs_of_tile(Storage storage) {
     return storage == Storage::kRows ? 1 : storage == Storage::kFloat32 ? 8 : 16;
+}
+
+// Of a tile.
+constexpr int step_bytes(Storage storage) {
+    return kStep * outputs_of_tile(storage) * (storage == Storage::kFloat32 ? 4 : storage == Storage::kInt8 ? 1 : 2);
 }
 
 // Of a block of commands: a bit each of Command::waits. A grid's block of commands may have more, of which as many come
@@ -156,6 +165,8 @@ struct Command {
     std::int32_t first_block = 0;   // that which has the first tile
     std::int64_t resident = -1;     // where its tiles lie in the block's shared memory, behind the fast space
     std::int32_t tile_bytes = 0;
+    bool streamed = false;   // its tiles come through the warps' rings
+    std::int32_t next = -1;  // the command that is streamed after this one, as far as is known
     std::int32_t parts = 1;  // of a tile's inputs, each summed by a warp
     std::int32_t outputs = 0;
     std::int32_t inputs = 0;  // of one tap
@@ -196,6 +207,8 @@ struct Entry {
     std::int32_t next_row = 0;  // the first of `next_rows`
     std::int32_t next_rows = 0;
     std::int32_t completes = 0;  // a position
+    std::int32_t follower = -1;  // the block of commands that comes next, if loops go on; -1: who knows
+    std::int32_t streamed = -1;  // the first streamed command from here on
 };
 
 // A matrix whose tiles are in shared memory throughout a launch: all of them, or in the block that comes r after
@@ -251,7 +264,10 @@ struct Stretch {
     std::int64_t resident_bytes;
     std::int32_t resident_count;
     std::int32_t part_count;
-    std::int32_t edges;  // 0 or kMaxEdges
+    std::int32_t edges;        // 0 or kMaxEdges
+    std::int32_t streamed;     // commands
+    std::int32_t stages;       // of a warp's ring, 0 where there is none
+    std::int32_t stage_bytes;  // a step of a tile
     std::int32_t entry_count;
     std::int32_t most_addresses;  // of a block
     std::int32_t most_slots;      // of an attention

@@ -309,6 +309,10 @@ class Interpreter {
         for (int i = static_cast<int>(thread_index()); i < entry.addresses; i += static_cast<int>(thread_count())) {
             found[i] = addresses[i].find(cursor_.variables);
         }
+        if (run_.where.stages > 0) {
+            if (cursor_.entry != guess_) restart_ring(run_, layout_, team_, entry.streamed);
+            guess_ = entry.follower;
+        }
         if (entry.fetches > 0) fetch(entry, found);
         if (entry.next_rows > 0) copy_wait<0>();
         // The last block's results and this one's addresses.
@@ -346,6 +350,7 @@ class Interpreter {
     int rows_;
     unsigned edges_ = 0;
     bool turn_ = false;
+    std::int32_t guess_ = -1;  // the block of commands that the rings are filled for
 };
 
 }  // namespace fastar::cuda

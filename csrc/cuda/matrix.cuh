@@ -4,13 +4,9 @@
 #include <cstdint>
 
 #include "cuda/context.cuh"
+#include "cuda/ring.cuh"
 
 namespace fastar::cuda {
-
-struct Outputs {
-    int begin;
-    int end;
-};
 
 struct MatrixOperands {
     const std::byte* weights;
@@ -100,35 +96,17 @@ FASTAR_DEVICE Float4 load_inputs(const float* from, int left, bool aligned) {
     return x;
 }
 
-// The steps of a tile that one of its parts takes: of all taps, one after another.
-struct Steps {
-    int begin;
-    int end;
-
-    FASTAR_DEVICE Steps(int all, int part, int parts) : begin(all * part / parts), end(all * (part + 1) / parts) {}
-    // Those that fall on a tap of so many steps.
-    FASTAR_DEVICE Outputs of_tap(int tap, int steps) const {
-        const int from = begin - tap * steps;
-        const int to = end - tap * steps;
-        return {from > 0 ? from : 0, to < steps ? to : steps};
-    }
-};
-
 // Gives the tiles of this block to its warps: whole, or in the parts that follow from the matrix, whose sums are added
 // in order. A tile of many inputs in one warp's hands would leave the others without anything to load.
 template <int kSums, typename Sum, typename Finish>
 FASTAR_DEVICE void by_parts(const Context& x, const Command& c, Sum sum, Finish finish) {
     const Crew block = x.block_crew();
-    const int size = x.blocks(c);
-    const int rank = x.block(c);
-    const int tiles = (c.outputs + outputs_of_tile(c.storage) - 1) / outputs_of_tile(c.storage);
-    const int own = (tiles - rank + size - 1) / size;
-    const int at_once = block.warps > c.parts ? block.warps / c.parts : 1;
+    const Tiles tiles(c, x.block(c), x.blocks(c), block.warps);
     float* partials = reinterpret_cast<float*>(shared_memory() + x.layout.partials) + block.lane;
-    for (int first = 0; first < own; first += at_once) {
-        const int count = own - first < at_once ? own - first : at_once;
+    for (int first = 0; first < tiles.own; first += tiles.at_once) {
+        const int count = tiles.in_round(first);
         for (int item = block.warp; item < count * c.parts; item += block.warps) {
-            const int tile = (first + item / c.parts) * size + rank;
+            const int tile = tiles.number(first + item / c.parts);
             float sums[kSums] = {};
             sum(tile, item % c.parts, sums);
             if (c.parts == 1) {
@@ -146,7 +124,7 @@ FASTAR_DEVICE void by_parts(const Context& x, const Command& c, Sum sum, Finish 
 #pragma unroll
                 for (int k = 0; k < kSums; ++k) sums[k] += partials[((i * c.parts + part) * kSums + k) * kLanes];
             }
-            finish((first + i) * size + rank, sums);
+            finish(tiles.number(first + i), sums);
         }
         barrier();
     }
@@ -156,32 +134,32 @@ FASTAR_DEVICE void by_parts(const Context& x, const Command& c, Sum sum, Finish 
 template <int kRows>
 FASTAR_DEVICE void multiply_tiles(const Context& x, const Command& c) {
     // Loads under way at once: with several rows their own arithmetic hides the wait, and unrolled it takes ptxas long.
-    [[maybe_unused]] constexpr int kAhead = kRows == 1 ? 4 : 1;
+    constexpr int kAhead = kRows == 1 ? 4 : 1;
+    constexpr int kStageBytes = step_bytes(Storage::kFloat32);
     const MatrixOperands m(x, c);
     const int lane = x.block_crew().lane;
     const int quarter = lane % 4;
     const int steps = (c.inputs + kStep - 1) / kStep;
     const int copies = x.copies(c, c.out);
     const auto sum = [&](int tile, int part, float (&sums)[kRows]) {
-        const Float4* weights = m.tile<Float4>(c, tile) + lane;
+        const std::byte* weights = m.tile<std::byte>(c, tile);
         const Steps share(m.taps * steps, part, c.parts);
         for (int t = 0; t < m.taps; ++t) {
-            const auto [source, stride] = x.source(c, t);
-            if (source == nullptr) continue;
-            const bool aligned = reinterpret_cast<std::uintptr_t>(source) % 16 == 0 && stride % 4 == 0;
-            const Outputs range = share.of_tap(t, steps);
-#pragma unroll kAhead
-            for (int s = range.begin; s < range.end; ++s) {
-                const Float4 w = weights[(t * steps + s) * kLanes];
+            const auto source = x.source(c, t);
+            const bool aligned = reinterpret_cast<std::uintptr_t>(source.at) % 16 == 0 && source.stride % 4 == 0;
+            const auto multiply = [&](const std::byte* step, int s) {
+                const Float4 w = reinterpret_cast<const Float4*>(step)[lane];
                 const int k = s * kStep + 4 * quarter;
 #pragma unroll
                 for (int r = 0; r < kRows; ++r) {
                     // Rows that are not there repeat the last one.
                     const int row = r < x.rows ? r : x.rows - 1;
-                    const Float4 v = load_inputs(source + row * stride + k, c.inputs - k, aligned);
+                    const Float4 v = load_inputs(source.at + row * source.stride + k, c.inputs - k, aligned);
                     for (int i = 0; i < 4; ++i) sums[r] += w.at[i] * v.at[i];
                 }
-            }
+            };
+            over_steps<kStageBytes, kAhead>(x, c, weights + t * steps * kStageBytes, share.of_tap(t, steps),
+                                            source.at != nullptr, multiply);
         }
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
@@ -224,7 +202,7 @@ FASTAR_DEVICE std::uint32_t pack_inputs(float low, float high) {
 
 // A lane's share of a step's fragment of weights.
 template <Storage kStorage>
-FASTAR_DEVICE void load_fragment(const std::byte* weights, std::int64_t step, int lane, std::uint32_t (&a)[4]) {
+FASTAR_DEVICE void load_fragment(const std::byte* step, int lane, std::uint32_t (&a)[4]) {
     struct alignas(16) Words {
         std::uint32_t at[4];
     };
@@ -232,11 +210,11 @@ FASTAR_DEVICE void load_fragment(const std::byte* weights, std::int64_t step, in
         std::int8_t at[8];
     };
     if (kStorage == Storage::kInt8) {
-        const Bytes b = reinterpret_cast<const Bytes*>(weights)[step * kLanes + lane];
+        const Bytes b = reinterpret_cast<const Bytes*>(step)[lane];
         // Whole numbers up to 127 are exact in bfloat16.
         for (int i = 0; i < 4; ++i) a[i] = pack_bfloat16(b.at[2 * i], b.at[2 * i + 1]);
     } else {
-        const Words w = reinterpret_cast<const Words*>(weights)[step * kLanes + lane];
+        const Words w = reinterpret_cast<const Words*>(step)[lane];
         for (int i = 0; i < 4; ++i) a[i] = w.at[i];
     }
 }
@@ -251,18 +229,16 @@ FASTAR_DEVICE void multiply_fragments(const Context& x, const Command& c) {
     const int copies = x.copies(c, c.out);
     const int row = lane / 4;
     const int pair = 2 * (lane % 4);
+    constexpr int kStageBytes = step_bytes(kStorage);
     const auto sum = [&](int tile, int part, float (&sums)[4]) {
         const std::byte* weights = m.tile<std::byte>(c, tile);
         const Steps share(m.taps * steps, part, c.parts);
         for (int t = 0; t < m.taps; ++t) {
             const auto [source, stride] = x.source(c, t);
-            if (source == nullptr) continue;
-            const float* own = source + row * stride + pair;
-            const Outputs range = share.of_tap(t, steps);
-#pragma unroll 4
-            for (int s = range.begin; s < range.end; ++s) {
+            const auto multiply = [&](const std::byte* step, int s) {
                 std::uint32_t a[4];
-                load_fragment<kStorage>(weights, t * steps + s, lane, a);
+                load_fragment<kStorage>(step, lane, a);
+                const float* own = source + row * stride + pair;
                 float v[4];
                 for (int i = 0; i < 4; ++i) {
                     const int k = s * kStep + i / 2 * 8 + i % 2;
@@ -274,7 +250,9 @@ FASTAR_DEVICE void multiply_fragments(const Context& x, const Command& c) {
                 } else {
                     multiply_bfloat16(sums, a, b);
                 }
-            }
+            };
+            over_steps<kStageBytes, 4>(x, c, weights + t * steps * kStageBytes, share.of_tap(t, steps),
+                                       source != nullptr, multiply);
         }
     };
     const auto keep = [&](int tile, float (&sums)[4]) {
@@ -306,7 +284,7 @@ FASTAR_DEVICE void multiply_fragments(const Context& x, const Command& c) {
 FASTAR_DEVICE void fetch_ahead(const Context& x, const Command& c) {
     constexpr int kLine = 128;
     constexpr int kLinesPerLane = 4;
-    if (c.op != Op::kMatrix || c.storage == Storage::kRows || c.resident >= 0) return;
+    if (c.op != Op::kMatrix || c.storage == Storage::kRows || c.resident >= 0 || c.streamed) return;
     const Crew block = x.block_crew();
     const int tile = block.warp / c.parts * x.blocks(c) + x.block(c);
     if (tile * outputs_of_tile(c.storage) >= c.outputs) return;

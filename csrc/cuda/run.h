@@ -84,19 +84,33 @@ struct Spaces {
     std::int64_t stride[kSpaces];
 };
 
+// How far a warp is that asks for weights ahead, through its ring.
+struct Ahead {
+    std::int64_t from;     // of the next step to ask for, in the stretch
+    std::int32_t left;     // steps of its item; -1: what comes then is not known
+    std::int32_t stage;    // to be read next, and written then
+    std::int32_t command;  // whose the item is
+    std::int32_t first;    // tile of this block in the round
+    std::int32_t item;     // of the round
+    std::int32_t ring;     // in the shared memory
+};
+
 // A block's shared memory, in bytes from its beginning.
 struct SharedLayout {
-    std::int64_t spaces = 16;  // behind the word of the earliest failure
-    std::int64_t sums;         // doubles [rows, 2]: log-probability, log-weight
-    std::int64_t edges;        // [where.edges]: of a cluster, or what a block of a grid knows of them
-    std::int64_t addresses;    // two sets: that of a block of commands is found while slow threads still read the last
-    std::int64_t choice;       // doubles, of a warp or of the block
-    std::int64_t mixture;      // doubles [rows, 2 components]
-    std::int64_t partials;     // floats [tiles in parts at once, parts, rows, 32]
-    std::int64_t scores;       // -1: in global memory
-    std::int64_t next_rows;    // bytes [where.next_row_bytes]
+    // Behind the word of the earliest failure. Of all warps that a block may have, so that it follows from nothing.
+    static constexpr std::int64_t kAheads = 16;
+    std::int64_t spaces = kAheads + kMostThreads / 32 * static_cast<std::int64_t>(sizeof(Ahead));
+    std::int64_t sums;       // doubles [rows, 2]: log-probability, log-weight
+    std::int64_t edges;      // [where.edges]: of a cluster, or what a block of a grid knows of them
+    std::int64_t addresses;  // two sets: that of a block of commands is found while slow threads still read the last
+    std::int64_t choice;     // doubles, of a warp or of the block
+    std::int64_t mixture;    // doubles [rows, 2 components]
+    std::int64_t partials;   // floats [tiles in parts at once, parts, rows, 32]
+    std::int64_t scores;     // -1: in global memory
+    std::int64_t next_rows;  // bytes [where.next_row_bytes]
     std::int64_t fast;
     std::int64_t resident;  // tiles of matrices
+    std::int64_t ring;      // [warps, where.stages, where.stage_bytes]
     std::int64_t bytes;
 
     constexpr SharedLayout(const Stretch& where, std::int32_t rows, std::int32_t threads, std::int64_t fast_stride) {
@@ -114,7 +128,8 @@ struct SharedLayout {
         next_rows = aligned(behind + (scores < 0 ? 0 : score_bytes));
         fast = next_rows + where.next_row_bytes;
         resident = (fast + 4 * rows * fast_stride + 127) / 128 * 128;
-        bytes = resident + where.resident_bytes;
+        ring = aligned(resident + where.resident_bytes);
+        bytes = ring + warps * where.stages * where.stage_bytes;
     }
 
     static constexpr std::int64_t aligned(std::int64_t n) { return (n + 15) / 16 * 16; }

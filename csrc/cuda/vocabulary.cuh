@@ -229,11 +229,17 @@ FASTAR_DEVICE void atomic_min(unsigned long long* at, unsigned long long value) 
     atomicMin(at, value);
 }
 
-// Sixteen bytes into shared memory, both ends aligned to as many. They are there after the wait for their group, and
-// for other threads after a barrier behind it.
+// Sixteen bytes or eight into shared memory, both ends aligned to as many. They are there after the wait for their
+// group, and for other threads after a barrier behind it.
+template <int kBytes = 16>
 FASTAR_DEVICE void copy_async(void* shared, const void* global) {
+    static_assert(kBytes == 8 || kBytes == 16);
     const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+    if constexpr (kBytes == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(global) : "memory");
+    }
 }
 // Ends a group of the copies that this thread has begun.
 FASTAR_DEVICE void copy_commit() {

@@ -141,8 +141,9 @@ inline void atomic_min(unsigned long long* at, unsigned long long value) {
     if (value < *at) *at = value;
 }
 
-inline void copy_async(void* shared, const void* global) {
-    twin::copy_async(shared, global, 16);
+template <int kBytes = 16>
+void copy_async(void* shared, const void* global) {
+    twin::copy_async(shared, global, kBytes);
 }
 inline void copy_commit() {
     twin::copy_commit();

@@ -8,7 +8,6 @@ causal convolutions use.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from fastar.native import core
 from fastar.ops import _causal_conv1d_cpu as convolution
 from fastar.ops._causal_conv1d_cpu import along_time
+from fastar.ops._causal_layer import Convolution
 from fastar.ops._native import address, name
 from fastar.ops._wavenet_layer import Layer
 
@@ -51,8 +51,7 @@ def _ready(layer: Layer) -> Layer:
     def vector(bias: Tensor | None) -> Tensor | None:
         return None if bias is None else bias.detach().float().contiguous()
 
-    return replace(
-        layer,
+    return layer._replace(
         bias=vector(layer.bias),
         residual_bias=vector(layer.residual_bias),
         skip_bias=vector(layer.skip_bias),
@@ -83,7 +82,7 @@ def backward(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, weight, bias, residual_weight and its bias, skip_weight and its bias, and the conditioning."""
     x, layer = along_time(x), _ready(layer)
-    weight, dilation = layer.weight, layer.dilation
+    delayed = Convolution(layer.weight, dilation=layer.dilation)
     grads = [None if grad is None else along_time(grad) for grad in grads]
     h = x.new_empty(x.shape[0], layer.gate, x.shape[2])
     grad_z = x.new_empty(x.shape[0], 2 * layer.gate, x.shape[2])
@@ -92,18 +91,18 @@ def backward(
     outputs = layer.output_gradients(
         grads,
         needs[3:7],
-        lambda grad, matrix: convolution.products(grad, h, matrix.unsqueeze(2), None, None, 1, 1).squeeze(2),
+        lambda grad, matrix: convolution.products(grad, h, Convolution(matrix.unsqueeze(2))).squeeze(2),
         _sums,
     )
     grad_x = None
     if needs[0]:
         grad_x = x.new_empty(x.shape)
-        convolution.back(grad_z, weight, None, dilation, 1, grad_x, 0)
+        convolution.back(grad_z, delayed, grad_x, 0)
         if grads[0] is not None:
             grad_x.add_(grads[0], alpha=layer.residual_scale)
     return (
         grad_x,
-        convolution.products(grad_z, x, weight, None, None, dilation, 1) if needs[1] else None,
+        convolution.products(grad_z, x, delayed) if needs[1] else None,
         _sums(grad_z) if needs[2] else None,
         *outputs,
         layer.frame_sums(grad_z) if needs[7] else None,

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from fastar.ops import _causal_conv1d_plain
+from fastar.ops._causal_layer import Convolution
 from fastar.ops._wavenet_layer import Layer
 from fastar.reference.wavenet_block import wavenet_block as reference
 
 
 def forward(x: Tensor, layer: Layer, skip_sum: Tensor | None) -> tuple[Tensor, Tensor]:
     """(residual, skip)."""
-    residual, skip = reference(x, **vars(layer), skip_sum=skip_sum)
+    residual, skip = reference(x, **layer._asdict(), skip_sum=skip_sum)
     return residual.contiguous(), skip.contiguous()
 
 
@@ -22,8 +23,8 @@ def backward(
     grads: Sequence[Tensor | None], x: Tensor, layer: Layer, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of x, weight, bias, residual_weight and its bias, skip_weight and its bias, and the conditioning."""
-    weight, bias, dilation = layer.weight, layer.bias, layer.dilation
-    z, _ = _causal_conv1d_plain.forward(x, weight, bias, None, None, dilation, 1, "none", False)
+    convolution = Convolution(layer.weight, layer.bias, dilation=layer.dilation)
+    z, _ = _causal_conv1d_plain.forward(x, convolution, False)
     if layer.conditioning is not None:
         z = z + layer.conditioning.repeat_interleave(layer.hop, 2)[:, :, : x.shape[2]]
     z_f, z_g = z.chunk(2, 1)
@@ -38,9 +39,7 @@ def backward(
         grads, needs[3:7], lambda grad, _: (grad @ h.mT).sum(0), lambda grad: grad.sum((0, 2))
     )
     grad_z = torch.cat([grad_h * gate * (1 - filtered * filtered), grad_h * filtered * gate * (1 - gate)], 1)
-    grad_x, grad_weight, grad_bias, _ = _causal_conv1d_plain.backward(
-        grad_z, x, weight, bias, None, None, None, dilation, 1, "none", (needs[0], needs[1], needs[2], False)
-    )
+    grad_x, grad_weight, grad_bias, _ = _causal_conv1d_plain.backward(grad_z, x, convolution, None, (*needs[:3], False))
     if grad_x is not None and grads[0] is not None:
         grad_x += grads[0] * layer.residual_scale
     return grad_x, grad_weight, grad_bias, *outputs, layer.frame_sums(grad_z) if needs[7] else None

@@ -18,7 +18,7 @@ def _arguments(layer: Layer, *without: str) -> dict[str, Any]:
     """The layer as the kernels take it."""
     return {
         name: one.contiguous() if name in _CONTIGUOUS and one is not None else one
-        for name, one in vars(layer).items()
+        for name, one in layer._asdict().items()
         if name not in without
     }
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """Tensors and numbers of `fastar.ops.wavenet_block` by its names; the backward has no biases of the outputs."""
 
     weight: Tensor

@@ -21,6 +21,7 @@ from fastar.ops import (
     _native,
     _triton,
 )
+from fastar.ops._causal_layer import Convolution
 from fastar.reference import activation as activations
 
 
@@ -58,8 +59,9 @@ def causal_conv1d(
     learning = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (x, weight, bias, initial_state)
     )
-    keep = learning and fused in activations.NEEDS_PREACTIVATION and not _causal_conv1d_cpu.depthwise(weight, groups)
-    y, _ = _forward_op(x, weight, bias, initial_state, sequence_index, dilation, groups, fused, keep)
+    layer = (weight, bias, initial_state, sequence_index, dilation, groups, fused)
+    keep = learning and fused in activations.NEEDS_PREACTIVATION and not Convolution(*layer).depthwise
+    y, _ = _forward_op(x, *layer, keep)
     return activations.concat_elu(y, 1) if activation == "concat_elu" else y
 
 
@@ -128,7 +130,9 @@ _dispatch.register(
 
 
 def _run(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    y, z = _dispatch.choose("causal_conv1d", x.device, x.dtype).forward(x, *rest)
+    *layer, keep_preactivation = rest
+    chosen = _dispatch.choose("causal_conv1d", x.device, x.dtype)
+    y, z = chosen.forward(x, Convolution(*layer), keep_preactivation)
     return y, z
 
 
@@ -137,35 +141,32 @@ def _fake(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return y, torch.empty_like(y) if rest[-1] else x.new_empty(0)
 
 
-def _run_backward(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *inputs, need_x, need_weight, need_bias, need_state = rest
+def _run_backward(grad: Tensor, x: Tensor, saved: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    *layer, needs = rest
     chosen = _dispatch.choose("causal_conv1d", grad.device, grad.dtype)
     assert chosen.backward is not None
-    grads = chosen.backward(grad, *inputs, (need_x, need_weight, need_bias, need_state))
+    grads = chosen.backward(grad, x, Convolution(*layer), saved, needs)
     return tuple(grad.new_empty(0) if one is None else one for one in grads)
 
 
-def _fake_backward(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, saved: Tensor | None, initial_state: Tensor | None,
-    *rest: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    shapes = (x.shape, weight.shape, weight.shape[:1], None if initial_state is None else initial_state.shape)
-    return tuple(
-        grad.new_empty(shape if need and shape is not None else (0,))
-        for shape, need in zip(shapes, rest[-4:], strict=True)
-    )
+def _fake_backward(grad: Tensor, x: Tensor, saved: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    *tensors, needs = rest
+    layer = Convolution(*tensors)
+    state = layer.initial_state
+    shapes = (x.shape, layer.weight.shape, layer.weight.shape[:1], (0,) if state is None else state.shape)
+    return tuple(grad.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, initial_state, sequence_index, dilation, groups, activation, keep_preactivation = inputs
+    x, *tensors, keep_preactivation = inputs
+    layer = Convolution(*tensors)
     y, z = output
     ctx.mark_non_differentiable(z)
     ctx.set_materialize_grads(False)
-    ctx.rest = (dilation, groups, activation)
-    recomputes = _causal_conv1d_cpu.depthwise(weight, groups)
-    ctx.complete = keep_preactivation or recomputes or activation not in activations.NEEDS_PREACTIVATION
-    saved = None if activation == "none" or recomputes else z if keep_preactivation else y
-    ctx.save_for_backward(x, weight, bias, saved, initial_state, sequence_index)
+    ctx.rest = (layer.dilation, layer.groups, layer.activation)
+    ctx.complete = keep_preactivation or layer.depthwise or layer.activation not in activations.NEEDS_PREACTIVATION
+    saved = None if layer.activation == "none" or layer.depthwise else z if keep_preactivation else y
+    ctx.save_for_backward(x, saved, layer.weight, layer.bias, layer.initial_state, layer.sequence_index)
 
 
 def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
@@ -173,15 +174,19 @@ def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ..
         return (None,) * 9
     if not ctx.complete:
         raise RuntimeError(f"fastar::causal_conv1d: keep_preactivation must be set to differentiate {ctx.rest[-1]}")
-    needs = ctx.needs_input_grad[:4]
-    grads = _backward_op(grad, *ctx.saved_tensors, *ctx.rest, *needs)
+    needs = list(ctx.needs_input_grad[:4])
+    grads = _backward_op(grad, *ctx.saved_tensors, *ctx.rest, needs)
     return (*(one if need else None for one, need in zip(grads, needs, strict=True)), *(None,) * 5)
 
 
+# How a layer crosses torch.library's border.
+_LAYER = (
+    "Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? sequence_index, int dilation, int groups,"
+    " str activation"
+)
 _forward_op = _library.define(
     "causal_conv1d",
-    "(Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? sequence_index, int dilation, int groups,"
-    " str activation, bool keep_preactivation) -> (Tensor, Tensor)",
+    f"(Tensor x, {_LAYER}, bool keep_preactivation) -> (Tensor, Tensor)",
     _run,
     _fake,
     setup_context=_setup_context,
@@ -189,9 +194,7 @@ _forward_op = _library.define(
 )
 _backward_op = _library.define(
     "causal_conv1d_backward",
-    "(Tensor grad, Tensor x, Tensor weight, Tensor? bias, Tensor? saved, Tensor? initial_state, Tensor? sequence_index,"
-    " int dilation, int groups, str activation, bool need_x, bool need_weight, bool need_bias, bool need_state)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor grad, Tensor x, Tensor? saved, {_LAYER}, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
     _run_backward,
     _fake_backward,
 )

@@ -12,7 +12,7 @@ from fastar import native
 from fastar.native import cuda as cuda_library
 from fastar.sampling import cuda_plan, draws, space
 from fastar.sampling.cpu import Spent
-from fastar.sampling.cuda_plan import SCHEDULES, Schedule, Wishes
+from fastar.sampling.cuda_plan import SCHEDULES, STAGES, Schedule, Wishes
 from fastar.sampling.cuda_run import Run
 from fastar.sampling.instructions import Attention, Draw
 from fastar.sampling.program import Program
@@ -72,7 +72,8 @@ class Cuda:
     sums are float32); or int8 with a scale per output (inputs are rounded to bfloat16). Buffers are float32 throughout.
     `rows` is the batch that the work is shared out for; a run may have any other. `library` is the card's
     (`fastar.native.cuda.library`), or the host twin, whose tensors are the CPU's. `shared_bytes` leaves a block less
-    shared memory than the card has, `blocks` sets how many make a cluster or a grid.
+    shared memory than the card has, `blocks` sets how many make a cluster or a grid, `stages` how many each warp's ring
+    has, through which weights come that are not kept in shared memory (0: they are read where they lie).
     """
 
     name = "cuda"
@@ -88,6 +89,7 @@ class Cuda:
         library: Any = None,
         shared_bytes: int | None = None,
         blocks: int | None = None,
+        stages: int | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -96,6 +98,8 @@ class Cuda:
         for name, number in (("rows", rows), ("shared_bytes", shared_bytes), ("blocks", blocks)):
             if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
                 raise ValueError(f"{name}: expected a positive integer, got {number!r}")
+        if stages is not None and (isinstance(stages, bool) or stages not in STAGES):
+            raise ValueError(f"stages: expected one of {', '.join(map(str, STAGES))}, got {stages!r}")
         self.device = torch.device(device)
         if library is None:
             reason = why_not_on(self.device)
@@ -112,7 +116,7 @@ class Cuda:
         self.program = program
         self.precision = precision
         self.dtype = torch.float32
-        self.wishes = Wishes(schedule, rows, shared_bytes, blocks)
+        self.wishes = Wishes(schedule, rows, shared_bytes, blocks, stages)
         self.card = self.library.describe(self.index)
         self.last: Spent | None = None
         self._again: Run | None = None

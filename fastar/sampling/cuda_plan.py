@@ -35,6 +35,9 @@ _BYTES_OF_MEMORY = 4.0e6
 # At which an open program is counted: long enough that what happens once does not count.
 _OPEN_POSITIONS = 1024
 
+# Of a warp's ring, through which weights come that no shared memory keeps.
+STAGES = (0, 8, 16, 24, 32)
+
 # Of a matrix that every block of a cluster multiplies for itself, rather than to meet for it.
 _LOCAL_BYTES = (4096, 16384)
 
@@ -62,6 +65,7 @@ class Room:
     caches_far: bool = False  # whether rings and caches leave their room to weights
     resident_bytes: int = 0  # of weights
     local_bytes: int = 0  # of a matrix that every block of a cluster multiplies for itself
+    stages: int = 0  # of each warp's ring for weights that are not resident
     contents: bool = False  # whether the weights are packed, or only counted
 
 
@@ -82,6 +86,7 @@ class Wishes:
     rows: int = 1
     shared_bytes: int | None = None
     blocks: int | None = None
+    stages: int | None = None
 
 
 def packer(program: Program, precision: str) -> tuple[dict[str, Tensor], Pack]:
@@ -102,6 +107,7 @@ def packer(program: Program, precision: str) -> tuple[dict[str, Tensor], Pack]:
             caches_far=room.caches_far,
             resident_bytes=room.resident_bytes,
             local_bytes=room.local_bytes,
+            stages=room.stages,
             blocks=room.blocks,
             contents=room.contents,
         )
@@ -159,25 +165,41 @@ def _plan(
         raise DoesNotFitError(f"{card.name} has no clusters")
     threads = _threads(program)
     limit = min(wishes.shared_bytes or card.shared_per_block, card.shared_per_block)
-    plans: list[tuple[Room, Schedule]] = []
-    refused = None
+    found: list[tuple[Room, Room, Schedule]] = []  # with the room as it was before it was filled
+    refused = ""
+
+    def consider(empty: Room, rows: int) -> None:
+        nonlocal refused
+        try:
+            room, packed, shared = _fill(program, pack, empty, rows, threads, limit, card)
+        except DoesNotFitError as error:
+            refused = str(error)
+            return
+        reason = (
+            f"{rows} rows for {room.blocks} blocks of {threads} threads, {4 * packed.fast} bytes of a row in shared"
+            f" memory, {4 * packed.slow} in global memory"
+        )
+        if packed.stages > 0:
+            reason += f", weights through rings of {packed.stages} stages a warp"
+        us = _predict(name, packed, work, rows, wishes.rows, threads, room.blocks, card)
+        plan = Schedule(name, rows, room.blocks, threads, shared, us, reason)
+        refused = why_not_resident(plan, wishes.rows, card, resident) or ""
+        if not refused:
+            found.append((empty, room, plan))
+
     for blocks in _team_sizes(name, card, wishes):
         teams = 1 if name == "grid" else card.multiprocessors // blocks
         rows = rows_per_team(wishes.rows, teams)
         for empty in _rooms(name, blocks, max(0, limit // (4 * rows) - 32)):
-            room, packed, shared = _fill(program, pack, empty, rows, threads, limit, card)
-            us = _predict(name, packed, work, rows, blocks, wishes.rows, card)
-            reason = (
-                f"{rows} rows for {blocks} blocks of {threads} threads, {4 * packed.fast} bytes of a row in shared"
-                f" memory, {4 * packed.slow} in global memory"
-            )
-            plan = Schedule(name, rows, blocks, threads, shared, us, reason)
-            refused = why_not_resident(plan, wishes.rows, card, resident)
-            if refused is None:
-                plans.append((room, plan))
-    if not plans:
-        raise DoesNotFitError(str(refused))
-    return min(plans, key=lambda one: one[1].predicted_us)
+            consider(replace(empty, stages=wishes.stages or 0), rows)
+    if not found:
+        raise DoesNotFitError(refused)
+    if wishes.stages is None:
+        empty, _, plan = min(found, key=lambda one: one[2].predicted_us)
+        for stages in STAGES[1:]:
+            consider(replace(empty, stages=stages), plan.rows_per_team)
+    _, room, plan = min(found, key=lambda one: one[2].predicted_us)
+    return room, plan
 
 
 def _rooms(name: str, blocks: int, numbers: int) -> list[Room]:
@@ -230,19 +252,57 @@ def _fill(
     return room, packed, packed.shared_bytes(rows=rows, threads=threads)
 
 
-def _predict(name: str, packed: Any, work: Cost, rows: int, blocks: int, all_rows: int, card: Any) -> float:
+def _predict(
+    name: str, packed: Any, work: Cost, rows: int, all_rows: int, threads: int, blocks: int, card: Any
+) -> float:
     tally = packed.tally
     share = work.instructions / max(1, tally["commands"])
     team = {"row": _BLOCK_MEETING, "cluster": _CLUSTER_MEETING, "grid": _GRID_MEETING}[name]
     edge = _FLAG if name == "grid" else _EDGE
     meetings = tally["block_meetings"] * _BLOCK_MEETING + tally["team_meetings"] * team + tally["edges"] * edge
-    waiting = share * (meetings + tally["streams"] * _STREAM)
+    between = tally["commands"] * _COMMAND + meetings + tally["streams"] * _STREAM
     teams = -(-all_rows // rows)
     at_once = max(1, min(teams, card.multiprocessors // blocks))
     level_2 = _BYTES_OF_LEVEL_2 if packed.bytes <= card.l2_bytes or not card.l2_bytes else _BYTES_OF_MEMORY
-    bandwidth = min(_BYTES_OF_A_MULTIPROCESSOR, level_2 / (at_once * blocks))
-    read = share * (tally["weight_bytes"] - tally["resident_bytes"]) / bandwidth
+    fair = level_2 / (at_once * blocks)
+    from_outside = sum(tile * tiles / among for tile, tiles, _, among, _ in packed.shares)
+    banked = (tally["weight_bytes"] - tally["resident_bytes"] - from_outside) / min(_BYTES_OF_A_MULTIPROCESSOR, fair)
     # From shared memory at twice the width of the path to level 2.
-    kept = share * tally["resident_bytes"] / (2 * _BYTES_OF_A_MULTIPROCESSOR)
-    pass_us = work.instructions * _COMMAND + waiting + read + kept
-    return float(pass_us * -(-teams // at_once))
+    kept = tally["resident_bytes"] / (2 * _BYTES_OF_A_MULTIPROCESSOR)
+    streamed = _streaming(packed, between, tally["team_meetings"] + tally["edges"], threads, fair)
+    return float(share * (between + banked + kept + streamed) * -(-teams // at_once))
+
+
+def _streaming(packed: Any, between: float, waits: int, threads: int, fair: float) -> float:
+    # How long blocks wait for matrices from outside. Memory goes on while a team meets and does what is no matrix, as
+    # long as a block's rings have room for what it will read next: `lead` is how much it has done beforehand.
+    warps = threads // 32
+    ring = warps * packed.stages * packed.stage_bytes
+    needed, taken, read, gaps = [], [], [], []
+    for tile, tiles, parts, blocks, waited in packed.shares:
+        most = -(-tiles // blocks) * tile
+        needed.append(max(tile * tiles / blocks / fair, most / _BYTES_OF_A_MULTIPROCESSOR))
+        # The warps without a part of a tile do not lend their rings.
+        taken.append(most * max(1.0, warps / (most // tile * parts)))
+        read.append(most / (2 * _BYTES_OF_A_MULTIPROCESSOR) if ring else 0.0)
+        gaps.append(between * (waited / waits if waits else 1 / len(packed.shares)))
+
+    def limit(first: int) -> float:
+        us, room, k = 0.0, float(ring), first
+        while room > 0 and k < first + len(needed):
+            part = min(1.0, room / taken[k % len(needed)])
+            us += part * needed[k % len(needed)]
+            room -= part * taken[k % len(needed)]
+            k += 1
+        return us
+
+    us = lead = 0.0
+    # The second of two positions counts: its beginning was asked for in the first.
+    for k in range(2 * len(needed)):
+        k %= len(needed)
+        us = 0.0 if k == 0 else us
+        lead = min(limit(k), lead + gaps[k])
+        took = max(needed[k] - lead, read[k])
+        us += took
+        lead += took - needed[k]
+    return us

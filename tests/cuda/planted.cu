@@ -32,6 +32,23 @@ copy(const float* in, float* out) {
     for (int k = 0; k < 4; ++k) out[128 + 4 * i + k] = 2 * shared[128 + 4 * i + k];
 }
 
+// Twice the input through a ring of two stages, each lane's own, refilled as they are read.
+template <int kPending>
+FASTAR_KERNEL(32)
+ring(const float* in, float* out) {
+    constexpr int kTurns = 4;
+    float* own = reinterpret_cast<float*>(shared_memory()) + 4 * thread_index();
+    const unsigned i = 2 * thread_index();
+    for (int turn = -2; turn < kTurns; ++turn) {
+        if (turn >= 0) {
+            copy_wait<kPending>();
+            for (int k = 0; k < 2; ++k) out[64 * turn + i + k] = 2 * own[turn % 2 * 2 + k];
+        }
+        if (turn + 2 < kTurns) copy_async<8>(own + (turn + 2) % 2 * 2, in + 64 * (turn + 2) + i);
+        copy_commit();
+    }
+}
+
 // A sum over the blocks of a cluster, gathered in the first.
 template <bool kWait>
 FASTAR_KERNEL(32)
@@ -171,6 +188,8 @@ extern "C" const char* run(const char* name, std::uint64_t seed, float* in, floa
         if (which == "reverse without barrier") cuda::launch({4, 64, 256}, nullptr, cuda::reverse<false>, in, out);
         if (which == "copy") cuda::launch({1, 32, 1024}, nullptr, cuda::copy<0>, in, out);
         if (which == "copy read early") cuda::launch({1, 32, 1024}, nullptr, cuda::copy<1>, in, out);
+        if (which == "ring") cuda::launch({1, 32, 512}, nullptr, cuda::ring<1>, in, out);
+        if (which == "ring read early") cuda::launch({1, 32, 512}, nullptr, cuda::ring<2>, in, out);
         if (which == "gather") cuda::launch({8, 32, 512, 4}, nullptr, cuda::gather<true>, in, out);
         if (which == "gather without wait") cuda::launch({8, 32, 512, 4}, nullptr, cuda::gather<false>, in, out);
         if (which == "pass round") cuda::launch({8, 32, 512, 4}, nullptr, cuda::pass_round<true>, in, out);

@@ -47,7 +47,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launch:
 def _expected(name: str, into: Tensor) -> Tensor:
     if name.startswith("reverse"):
         return into.view(4, 64).flip(1).flatten()
-    if name.startswith("copy"):
+    if name.startswith(("copy", "ring")):
         return 2 * into
     if name.startswith("pass round"):
         mine = into.view(2, 4, 32)
@@ -58,7 +58,7 @@ def _expected(name: str, into: Tensor) -> Tensor:
     return into.view(2, 4, 32).sum(1).flatten()
 
 
-@pytest.mark.parametrize("name", ["reverse", "copy", "gather", "pass round"])
+@pytest.mark.parametrize("name", ["reverse", "copy", "ring", "gather", "pass round"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_right_kernels_give_the_same_in_every_order(launch: Launch, name: str, seed: int) -> None:
     into = torch.randn(256)
@@ -69,7 +69,14 @@ def test_right_kernels_give_the_same_in_every_order(launch: Launch, name: str, s
 
 
 @pytest.mark.parametrize(
-    "name", ["reverse without barrier", "copy read early", "gather without wait", "pass round without wait"]
+    "name",
+    [
+        "reverse without barrier",
+        "copy read early",
+        "ring read early",
+        "gather without wait",
+        "pass round without wait",
+    ],
 )
 def test_a_planted_race_shows_as_what_is_not_a_number(launch: Launch, name: str) -> None:
     into = torch.randn(256)

@@ -246,7 +246,7 @@ def test_opcheck(activation: str, groups: int, past: str) -> None:
     x, weight, bias = inputs.values()
     torch.library.opcheck(
         torch.ops.fastar.causal_conv1d_backward.default,
-        (grad, x, weight, bias, saved, state, index, 2, groups, activation, True, True, False, state is not None),
+        (grad, x, saved, weight, bias, state, index, 2, groups, activation, [True, True, False, state is not None]),
     )
 
 
