@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastar.kernels import _activation, _launch
+from fastar.kernels import _activation, _launch, _lstm_tiles
 
 # Tiles of a step beyond which one program for a whole image would leave the rest of the card idle for too long.
 _TILES_ALONE = 8
@@ -29,36 +29,6 @@ _TILES_ALONE = 8
 # BLOCK_K and warps of a forward launch for each step, by the card's generation and the size of an element. They were
 # chosen for compiling without spills: the assembler saves registers that nobody else wants until it just spills.
 _EACH_STEP = {(8, 2): (32, 8), (8, 4): (16, 4), (9, 2): (32, 4), (9, 4): (16, 4), (10, 2): (32, 4), (10, 4): (32, 4)}
-
-
-@triton.jit
-def _column(step, lane, COLUMNS, ALONG: tl.constexpr):
-    """Row and column of a lane's pixel at a step; outside the image where it has none."""
-    if ALONG == "rows":
-        row = step + lane * 0
-        column = lane
-    elif ALONG == "diagonals":
-        row = lane
-        column = step - lane
-    else:
-        row = lane
-        column = COLUMNS - 1 - (step - lane)
-    return row, column
-
-
-@triton.jit
-def _look(tap, KERNEL: tl.constexpr, ALONG: tl.constexpr):
-    """Rows and columns from a pixel to what tap number `tap` sees."""
-    if ALONG == "rows":
-        dy = -1
-        dx = tap - KERNEL // 2
-    elif ALONG == "diagonals":
-        dy = tap - 1
-        dx = -tap
-    else:
-        dy = tap - 1
-        dx = tap
-    return dy, dx
 
 
 @triton.jit
@@ -97,25 +67,16 @@ def forward_kernel(
     if h0 is not None:
         h0 += image * COLUMNS * H
         c0 += image * COLUMNS * H
-    h_tiles = tl.cdiv(H, BLOCK_H)
-    tiles = tl.cdiv(LANES, BLOCK_N) * h_tiles
+    tiles = tl.cdiv(LANES, BLOCK_N) * tl.cdiv(H, BLOCK_H)
     for turn in range(turns):
         place = first + tl.program_id(1) + turn
-        step = place // tiles
-        tile = place % tiles
-        lane = (tile // h_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
-        unit = (tile % h_tiles) * BLOCK_H + tl.arange(0, BLOCK_H)
-        row, column = _column(step, lane, COLUMNS, ALONG)
-        here = (lane < LANES) & (column >= 0) & (column < COLUMNS)
+        lane, unit = _lstm_tiles.places(place % tiles, H, BLOCK_N, BLOCK_H)
+        row, column, here, pixel = _lstm_tiles.pixels(place // tiles, lane, COLUMNS, LANES, ALONG)
         inside = here[:, None] & (unit < H)[None, :]
-        pixel = (row * COLUMNS + column).to(tl.int64)
         at_gate = pixel[:, None] * 4 * H + unit[None, :]
-        o = tl.load(x + at_gate, mask=inside, other=0.0).to(tl.float32)
-        f = tl.load(x + at_gate + H, mask=inside, other=0.0).to(tl.float32)
-        i = tl.load(x + at_gate + 2 * H, mask=inside, other=0.0).to(tl.float32)
-        g = tl.load(x + at_gate + 3 * H, mask=inside, other=0.0).to(tl.float32)
+        o, f, i, g = _lstm_tiles.load_gates(x + at_gate, H, inside)
         for tap in range(KERNEL):
-            dy, dx = _look(tap, KERNEL, ALONG)
+            dy, dx = _lstm_tiles.look(tap, KERNEL, ALONG)
             seen_column = column + dx
             beside = here & (seen_column >= 0) & (seen_column < COLUMNS)
             above = row + dy >= 0
@@ -139,15 +100,7 @@ def forward_kernel(
                 f = tl.dot(a, tl.load(w + H, mask=known, other=0.0), f, input_precision=PRECISION)
                 i = tl.dot(a, tl.load(w + 2 * H, mask=known, other=0.0), i, input_precision=PRECISION)
                 g = tl.dot(a, tl.load(w + 3 * H, mask=known, other=0.0), g, input_precision=PRECISION)
-        # The cell before is that of the row above, or of the neighbour that tap 1 sees.
-        dy, dx = _look(KERNEL // 2, KERNEL, ALONG)
-        old_column = column + dx
-        has_old = here & (row + dy >= 0) & (old_column >= 0) & (old_column < COLUMNS)
-        old = ((row + dy) * COLUMNS + old_column).to(tl.int64)
-        c = tl.load(cells + old[:, None] * H + unit[None, :], mask=has_old[:, None] & (unit < H)[None, :], other=0.0)
-        if c0 is not None:
-            at_start = (here & (row + dy < 0))[:, None] & (unit < H)[None, :]
-            c += tl.load(c0 + old_column[:, None] * H + unit[None, :], mask=at_start, other=0.0).to(tl.float32)
+        c = _lstm_tiles.cell_before(cells, c0, row, column, unit, here, COLUMNS, H, KERNEL, ALONG)
         o = tl.sigmoid(o)
         f = tl.sigmoid(f)
         i = tl.sigmoid(i)
@@ -157,10 +110,7 @@ def forward_kernel(
         tl.store(cells + at, c, mask=inside)
         tl.store(h + at, (o * _activation.tanh(c)).to(h.dtype.element_ty), mask=inside)
         if gates is not None:
-            tl.store(gates + at_gate, o.to(gates.dtype.element_ty), mask=inside)
-            tl.store(gates + at_gate + H, f.to(gates.dtype.element_ty), mask=inside)
-            tl.store(gates + at_gate + 2 * H, i.to(gates.dtype.element_ty), mask=inside)
-            tl.store(gates + at_gate + 3 * H, g.to(gates.dtype.element_ty), mask=inside)
+            _lstm_tiles.store_gates(gates + at_gate, H, inside, o, f, i, g)
         # The next step reads what this one has written. Tiles are a single loop: as one inside that of the steps, what
         # the assembler kept from turn to turn made forward variants spill on each of the cards.
         tl.debug_barrier()
@@ -203,23 +153,18 @@ def backward_kernel(
     cell_gradient += image * LANES * H
     if c0 is not None:
         c0 += image * COLUMNS * H
-    h_tiles = tl.cdiv(H, BLOCK_H)
-    tiles = tl.cdiv(LANES, BLOCK_N) * h_tiles
+    tiles = tl.cdiv(LANES, BLOCK_N) * tl.cdiv(H, BLOCK_H)
     for turn in range(turns):
         place = first + tl.program_id(1) + turn
         step = final_step - place // tiles
-        tile = place % tiles
-        lane = (tile // h_tiles) * BLOCK_N + tl.arange(0, BLOCK_N)
-        unit = (tile % h_tiles) * BLOCK_H + tl.arange(0, BLOCK_H)
-        row, column = _column(step, lane, COLUMNS, ALONG)
-        here = (lane < LANES) & (column >= 0) & (column < COLUMNS)
+        lane, unit = _lstm_tiles.places(place % tiles, H, BLOCK_N, BLOCK_H)
+        row, column, here, pixel = _lstm_tiles.pixels(step, lane, COLUMNS, LANES, ALONG)
         inside = here[:, None] & (unit < H)[None, :]
-        pixel = (row * COLUMNS + column).to(tl.int64)
         at = pixel[:, None] * H + unit[None, :]
         dh = tl.zeros((BLOCK_N, BLOCK_H), tl.float32)
         if step < final_step:
             for tap in range(KERNEL):
-                dy, dx = _look(tap, KERNEL, ALONG)
+                dy, dx = _lstm_tiles.look(tap, KERNEL, ALONG)
                 # The pixel that sees this one by this tap.
                 seer_column = column - dx
                 known = here & (row - dy < ROWS) & (seer_column >= 0) & (seer_column < COLUMNS)
@@ -240,29 +185,17 @@ def backward_kernel(
         if grad is not None:
             dh += tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
         at_gate = pixel[:, None] * 4 * H + unit[None, :]
-        o = tl.load(gates + at_gate, mask=inside, other=0.0).to(tl.float32)
-        f = tl.load(gates + at_gate + H, mask=inside, other=0.0).to(tl.float32)
-        i = tl.load(gates + at_gate + 2 * H, mask=inside, other=0.0).to(tl.float32)
-        g = tl.load(gates + at_gate + 3 * H, mask=inside, other=0.0).to(tl.float32)
+        o, f, i, g = _lstm_tiles.load_gates(gates + at_gate, H, inside)
         t = _activation.tanh(tl.load(cells + at, mask=inside, other=0.0))
-        dy, dx = _look(KERNEL // 2, KERNEL, ALONG)
-        old_column = column + dx
-        has_old = here & (row + dy >= 0) & (old_column >= 0) & (old_column < COLUMNS)
-        old = ((row + dy) * COLUMNS + old_column).to(tl.int64)
-        before = tl.load(
-            cells + old[:, None] * H + unit[None, :], mask=has_old[:, None] & (unit < H)[None, :], other=0.0
-        )
-        if c0 is not None:
-            at_start = (here & (row + dy < 0))[:, None] & (unit < H)[None, :]
-            before += tl.load(c0 + old_column[:, None] * H + unit[None, :], mask=at_start, other=0.0).to(tl.float32)
+        before = _lstm_tiles.cell_before(cells, c0, row, column, unit, here, COLUMNS, H, KERNEL, ALONG)
         dc_at = cell_gradient + lane[:, None] * H + unit[None, :]
         dc = tl.load(dc_at, mask=inside, other=0.0) + dh * o * (1.0 - t * t)
         tl.store(dc_at, dc * f, mask=inside)
-        kind = grad_x.dtype.element_ty
-        tl.store(grad_x + at_gate, (dh * t * o * (1.0 - o)).to(kind), mask=inside)
-        tl.store(grad_x + at_gate + H, (dc * before * f * (1.0 - f)).to(kind), mask=inside)
-        tl.store(grad_x + at_gate + 2 * H, (dc * g * i * (1.0 - i)).to(kind), mask=inside)
-        tl.store(grad_x + at_gate + 3 * H, (dc * i * (1.0 - g * g)).to(kind), mask=inside)
+        of_o = dh * t * o * (1.0 - o)
+        of_f = dc * before * f * (1.0 - f)
+        of_i = dc * g * i * (1.0 - i)
+        of_g = dc * i * (1.0 - g * g)
+        _lstm_tiles.store_gates(grad_x + at_gate, H, inside, of_o, of_f, of_i, of_g)
         tl.debug_barrier()
 
 
@@ -299,6 +232,24 @@ def _sizes(image: Tensor, along: str) -> tuple[int, int]:
     return (columns, rows) if along == "rows" else (rows, rows + columns - 1)
 
 
+def _of_both(
+    images: Tensor, weight: Tensor, along: str, blocks: tuple[int, int, int], tf32: bool
+) -> dict[str, int | str]:
+    """The arguments that both kernels take, for images [B, rows, columns, channels]."""
+    return {
+        "ROWS": images.shape[1],
+        "COLUMNS": images.shape[2],
+        "LANES": _sizes(images, along)[0],
+        "H": weight.shape[1],
+        "KERNEL": weight.shape[2],
+        "ALONG": along,
+        "PRECISION": "tf32" if tf32 else "ieee",
+        "BLOCK_N": blocks[0],
+        "BLOCK_H": blocks[1],
+        "BLOCK_K": blocks[2],
+    }
+
+
 def forward(
     x_gates: Tensor, weight: Tensor, h0: Tensor | None, c0: Tensor | None, along: str, keep: bool, tf32: bool
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -306,7 +257,7 @@ def forward(
     x = _channels_last(x_gates)
     assert x is not None
     B, ROWS, COLUMNS, _ = x.shape
-    H, KERNEL = weight.shape[1:]
+    H = weight.shape[1]
     lanes, steps = _sizes(x, along)
     h = x.new_empty(B, ROWS, COLUMNS, H)
     cells = x.new_empty(B, ROWS, COLUMNS, H, dtype=torch.float32)
@@ -325,16 +276,7 @@ def forward(
         "h": h,
         "cells": cells,
         "gates": gates,
-        "ROWS": ROWS,
-        "COLUMNS": COLUMNS,
-        "LANES": lanes,
-        "H": H,
-        "KERNEL": KERNEL,
-        "ALONG": along,
-        "PRECISION": "tf32" if tf32 else "ieee",
-        "BLOCK_N": blocks[0],
-        "BLOCK_H": blocks[1],
-        "BLOCK_K": BLOCK_K,
+        **_of_both(x, weight, along, (*blocks[:2], BLOCK_K), tf32),
     }
     for programs, first, turns in _schedule(steps, tiles):
         own = {"first": first, "turns": turns}
@@ -357,7 +299,7 @@ def backward(
     """Gradients of the gates before their activation, and of both initial states where there are any."""
     kept = _channels_last(gates)
     assert kept is not None
-    B, ROWS, COLUMNS, _ = kept.shape
+    B = kept.shape[0]
     H, KERNEL = weight.shape[1:]
     lanes, steps = _sizes(kept, along)
     grad_x = torch.empty_like(kept)
@@ -375,16 +317,7 @@ def backward(
         "cell_gradient": dc,
         "grad_x": grad_x,
         "final_step": steps - 1,
-        "ROWS": ROWS,
-        "COLUMNS": COLUMNS,
-        "LANES": lanes,
-        "H": H,
-        "KERNEL": KERNEL,
-        "ALONG": along,
-        "PRECISION": "tf32" if tf32 else "ieee",
-        "BLOCK_N": blocks[0],
-        "BLOCK_H": blocks[1],
-        "BLOCK_K": blocks[2],
+        **_of_both(kept, weight, along, blocks, tf32),
     }
     for programs, first, turns in _schedule(steps, tiles):
         own = {"first": first, "turns": turns}

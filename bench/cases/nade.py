@@ -25,12 +25,15 @@ def cumsum(x: Tensor, weight: Tensor, readout: Tensor, hidden_bias: Tensor, bias
 
 
 def loop(x: Tensor, weight: Tensor, readout: Tensor, hidden_bias: Tensor, bias: Tensor) -> Tensor:
-    """Position by position, with one state [B, H] at a time."""
+    """Position by position, with one state [B, H] at a time.
+
+    All are unbound at once: the gradient of an index would be a tensor as large as all of V, for each position.
+    """
     state = hidden_bias.expand(x.shape[0], -1)
     out = []
-    for d in range(x.shape[1]):
-        out.append(functional.linear(torch.sigmoid(state), readout[d], bias[d]))
-        state = state + x[:, d, None] * weight[:, d]
+    for x_d, w_d, v_d, b_d in zip(x.unbind(1), weight.unbind(1), readout.unbind(0), bias.unbind(0), strict=True):
+        out.append(functional.linear(torch.sigmoid(state), v_d, b_d))
+        state = state + x_d[:, None] * w_d
     return torch.stack(out, 1)
 
 

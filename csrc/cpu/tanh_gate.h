@@ -14,6 +14,13 @@ struct TanhGate {
     const void* z;
     const void* grad;  // of the result, or null
     void* out;         // the result or, where a gradient is given, the gradient of z
+    // Null, or like z, images of `line` pixels a line and `plane` in all: each pixel adds the one over it. Rows are
+    // then pixels, or images whose channels are planes.
+    const void* above = nullptr;
+    void* grad_above = nullptr;  // where a gradient is given as well
+    bool rows_are_pixels = false;
+    std::int64_t line = 0;
+    std::int64_t plane = 0;
 };
 
 void tanh_gate(const TanhGate& gate, int threads);

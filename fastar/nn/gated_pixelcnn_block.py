@@ -17,9 +17,8 @@ from fastar.ops.masked_conv2d import MASK_TYPES, geometry_of, plan_of, tap_conv2
 from fastar.ops.tanh_gate import tanh_gate
 from fastar.ops.tap_plan import Geometry, TapPlan
 
-# A 1x1 kernel, at the pixel itself or at the one above it.
-ONE_TAP = TapPlan((0,))
-SAME_ROW, ROW_ABOVE = Geometry((1, 1), (0, 0, 0, 0)), Geometry((1, 1), (0, 0, 1, -1))
+# A 1x1 kernel, at the pixel itself.
+ONE_TAP, SAME_PIXEL = TapPlan((0,)), Geometry((1, 1), (0, 0, 0, 0))
 
 VERTICAL_FORMS = ("masked", "cropped", "factored")
 
@@ -143,18 +142,21 @@ class GatedPixelCNNBlock(nn.Module):
         self._check_condition("cond_map", cond_map, self.cond_map_channels, size)
 
         z = self.vertical(vertical)
-        across = self.horizontal(horizontal).add_(self._to_horizontal(z))
-        gated = self.horizontal_out(tanh_gate(self._conditioned(across, "horizontal", cond, cond_map)))
+        own, mix = self.horizontal, self.vertical_to_horizontal
+        assert own.bias is not None
+        assert mix.bias is not None
+        # Both biases in one: z goes to the next row without one, since above the first row there is nothing to add.
+        across = tap_conv2d(horizontal, own.weight, own.bias + mix.bias, own.plan, own.geometry, "none")
+        above = tap_conv2d(z, mix.weight, None, ONE_TAP, SAME_PIXEL, "none")
+        if not self.shift:
+            across = across.add_(above)
+        across = self._conditioned(across, "horizontal", cond, cond_map)
+        gated = self.horizontal_out(tanh_gate(across, above if self.shift else None))
         v = tanh_gate(self._conditioned(z, "vertical", cond, cond_map))
         if not self.residual:
             return v, gated
         # In place where autocast has not left the input wider than what was made of it.
         return v, gated.add_(horizontal) if gated.dtype == horizontal.dtype else gated + horizontal
-
-    def _to_horizontal(self, z: Tensor) -> Tensor:
-        """What the horizontal stack takes of the vertical one: of the row above, where that is still to be shifted."""
-        mix = self.vertical_to_horizontal
-        return tap_conv2d(z, mix.weight, mix.bias, ONE_TAP, ROW_ABOVE if self.shift else SAME_ROW, "none")
 
     def _conditioned(self, z: Tensor, stack: str, cond: Tensor | None, cond_map: Tensor | None) -> Tensor:
         if cond is not None:

@@ -164,7 +164,7 @@ def forward(
     if activation == "none":
         return z, z.new_empty(0)
     if activation == activations.GATE:
-        y = _tanh_gate_cpu.forward(z, geometry.empty_result(x, weight, 2))
+        y = _tanh_gate_cpu.forward(z, y=geometry.empty_result(x, weight, 2))
     else:
         y = activations.APPLY[activation](z)
     return y, z if keep_preactivation else z.new_empty(0)
@@ -182,7 +182,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, weight and bias, each None where it is not needed."""
     if saved is not None and activation == activations.GATE:
-        grad = _tanh_gate_cpu.backward(grad, saved)
+        grad, _ = _tanh_gate_cpu.backward(grad, saved)
     elif saved is not None:
         grad = activations.backward(activation, grad, saved)
     if _masked_conv2d_cropped.serves(x, weight, plan, geometry):

@@ -52,12 +52,14 @@ def forward(
     """(y, z): z is the pre-activation, empty unless it is to be kept."""
     if weight.numel() < SMALL:
         mask = _dense_mask(plan, weight.shape)
+        relu = activation == "relu" and not keep_preactivation
+        rest = "none" if relu else activation
         if mask is None:
-            return _activated(_products.abt(x, weight.contiguous(), bias), activation, keep_preactivation)
+            return _activated(_products.abt(x, weight.contiguous(), bias, relu=relu), rest, keep_preactivation)
         kept = _packed.MASKED.of(weight)
         with kept.lock:
-            z = _products.abt(x, kept.current(weight, mask), bias)
-        return _activated(z, activation, keep_preactivation)
+            z = _products.abt(x, kept.current(weight, mask), bias, relu=relu)
+        return _activated(z, rest, keep_preactivation)
     batch, rows = x.shape[0], weight.shape[0]
     sorted_bias = bias if bias is None or plan.row_order is None else bias[plan.row_order.long()]
     sorted_x = _rows(gather_columns(x, plan.column_order))

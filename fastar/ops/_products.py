@@ -26,8 +26,8 @@ def uses_onednn() -> bool:
     )
 
 
-def _linear(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, weight, bias, "none", [], "")
+def _linear(a: Tensor, weight: Tensor, bias: Tensor | None, after: str = "none") -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, weight, bias, after, [], "")
     return product
 
 
@@ -39,11 +39,12 @@ def _onednn_takes(a: Tensor, multiplies: int) -> bool:
     return multiplies >= _LEAST and a.dtype == torch.float32 and uses_onednn()
 
 
-def abt(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a b^T + bias, as ``F.linear(a, b, bias)``; b contiguous."""
+def abt(a: Tensor, b: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
+    """a b^T + bias, as ``F.linear(a, b, bias)``, with negative elements set to 0 where `relu` asks; b contiguous."""
     if _onednn_takes(a, a.numel() * b.shape[0]):
-        return _linear(a, b, bias)
-    return torch.nn.functional.linear(a, b, bias)
+        return _linear(a, b, bias, "relu" if relu else "none")
+    product = torch.nn.functional.linear(a, b, bias)
+    return product.relu_() if relu else product
 
 
 def ab(a: Tensor, b: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from budget import assert_within_budget
@@ -48,15 +50,46 @@ def test_result_and_gradient(shape: tuple[int, ...], dtype: torch.dtype, layout:
     assert all(t.is_contiguous(memory_format=wanted) for t in ours)
 
 
+def all_three(run: Any, z: Tensor, above: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    leaves = [t.detach().requires_grad_() for t in (z, above)]
+    y = run(*leaves)
+    return (y.detach(), *torch.autograd.grad(y, leaves, grad))
+
+
+@pytest.mark.parametrize("implementation", ["cpu", "reference"])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+@pytest.mark.parametrize(
+    "shape", [(2, 6, 5, 7), (3, 64, 4, 4), (2, 34, 1, 3), (2, 4, 5, 1), (1, 2, 3, 40), (0, 4, 2, 2)]
+)
+def test_what_is_above(shape: tuple[int, ...], layout: str, implementation: str) -> None:
+    torch.manual_seed(0)
+    for dtype in DTYPES:
+        z, above = (laid_out((2 * torch.randn(shape)).to(dtype), layout) for _ in range(2))
+        grad = laid_out(torch.randn_like(reference(z)), layout)
+        with _dispatch.forced("tanh_gate", implementation):
+            ours = all_three(tanh_gate, z, above, grad)
+        same = all_three(reference, z, above, grad)
+        exact = all_three(reference, z.double(), above.double(), grad.double())
+        for what, a, b, c in zip(("y", "z", "above"), ours, same, exact, strict=True):
+            assert_within_budget(a, b, c, what=f"{what} in {dtype}")
+
+
 def test_threads_share_rows_without_a_trace() -> None:
-    z = torch.randn(3, 2 * 77, 41, 19)
-    whole = tanh_gate(z)
+    z, above = torch.randn(2, 3, 2 * 77, 41, 19)
+
+    def results(layout: torch.memory_format) -> tuple[Tensor, ...]:
+        leaves = [t.contiguous(memory_format=layout).requires_grad_() for t in (z, above)]
+        y = tanh_gate(*leaves)
+        return (y, *torch.autograd.grad(y.square().sum(), leaves))
+
     threads = torch.get_num_threads()
-    torch.set_num_threads(3 - min(threads, 2))
-    try:
-        assert torch.equal(tanh_gate(z), whole)
-    finally:
-        torch.set_num_threads(threads)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        whole = results(layout)
+        torch.set_num_threads(3 - min(threads, 2))
+        try:
+            assert all(torch.equal(a, b) for a, b in zip(results(layout), whole, strict=True))
+        finally:
+            torch.set_num_threads(threads)
 
 
 def test_values_that_are_not_finite() -> None:
@@ -70,7 +103,8 @@ def test_library_opcheck(shape: tuple[int, ...]) -> None:
     z = torch.randn(shape)
     if z.dim() == 4:
         z = z.to(memory_format=torch.channels_last)
-    torch.library.opcheck(torch.ops.fastar.tanh_gate.default, (z.requires_grad_(),))
+    above = None if z.dim() == 2 else torch.randn(shape).requires_grad_()
+    torch.library.opcheck(torch.ops.fastar.tanh_gate.default, (z.requires_grad_(), above))
 
 
 def test_compiles_as_one_graph() -> None:
@@ -85,6 +119,12 @@ def test_refuses_what_it_cannot_take() -> None:
         tanh_gate(torch.randn(2, 3))
     with pytest.raises(TypeError, match="z: expected dtype"):
         tanh_gate(torch.ones(2, 4, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"z: expected shape \[batch, 2 \* channels, height, width\], got \[2, 4\]"):
+        tanh_gate(torch.randn(2, 4), torch.randn(2, 4))
+    with pytest.raises(ValueError, match=r"above: expected shape \[2, 4, 3, 3\], got \[2, 4, 3, 2\]"):
+        tanh_gate(torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 2))
+    with pytest.raises(TypeError, match="above: expected dtype float32, got float16"):
+        tanh_gate(torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3).half())
     z = torch.randn(2, 4, requires_grad=True)
     (first,) = torch.autograd.grad(tanh_gate(z).sum(), z, create_graph=True)
     with pytest.raises(RuntimeError, match="second-order"):

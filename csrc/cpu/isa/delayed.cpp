@@ -54,7 +54,6 @@ void sum_items(const DelayedSum& a, const Word<T>* packed, std::int64_t begin, s
         for (std::int64_t k = 0; k < a.taps; ++k) {
             windows[static_cast<std::size_t>(k)] = window_of(a.source, b, a.first + at, a.offsets[k], count);
         }
-        std::fill(sums.begin(), sums.end(), 0.0f);
         const float* bias = a.bias ? a.bias + g * a.outputs : nullptr;
         const std::int64_t offset = (b * a.groups + g) * a.outputs * a.count + at;
         const Word<T>* weight = packed + g * tiles * depth * kTileRows;
@@ -62,7 +61,7 @@ void sum_items(const DelayedSum& a, const Word<T>* packed, std::int64_t begin, s
             const std::int64_t rows = std::min(kChunk, depth - d);
             pack_panel<T>(a.source, windows.data(), b, g * a.inputs, a.inputs, d, d + rows, panel);
             // A tile is written as soon as it is ready, while the next one is being computed.
-            multiply<T>(weight + d * kTileRows, depth * kTileRows, panel, a.outputs, rows, vectors, sums.data(),
+            multiply<T>(weight + d * kTileRows, depth * kTileRows, panel, a.outputs, rows, vectors, d == 0, sums.data(),
                         [&](std::int64_t first, std::int64_t last) {
                             if (d + rows == depth) finish<T>(a, sums.data(), bias, offset, count, first, last);
                         });

@@ -55,7 +55,7 @@ void multiply_rows(const Entry<T>* const* rows, std::int64_t count, const Word<T
             __builtin_memcpy(&value, lines[i] + k * kPerWord<T>, sizeof value);
             return value;
         };
-        tile<T, kTileRows, kTileVectors>(word, panel, words, sums + r * kWidth);
+        tile<T, kTileRows, kTileVectors>(word, panel, words, false, sums + r * kWidth);
     }
 }
 

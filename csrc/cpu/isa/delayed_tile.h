@@ -61,13 +61,14 @@ Floats multiply_add(Word<T> a, Floats b, Floats sum) {
 #endif
 }
 
-// sums [kRows, kWidth] += weight(k, r) times row k of the panel, over the depth.
+// sums [kRows, kWidth] = weight(k, r) times row k of the panel, over the depth; += where they are not `fresh`.
 //
-// What is new is summed by itself first: of many terms of one sign, a running sum would lose more.
+// What is new is summed by itself first: of many terms of one sign, a running sum would lose more. Fresh sums need no
+// zeros before, which for a whole window's would pass through the second cache level.
 //
 // The loops over sums are unrolled early, by pragma: only then does GCC keep no copy of the sums in memory.
 template <typename T, int kRows, int kVectors, typename Weight>
-void tile(Weight weight, const Word<T>* panel, std::int64_t depth, float* sums) {
+void tile(Weight weight, const Word<T>* panel, std::int64_t depth, bool fresh, float* sums) {
     Floats c[kRows][kVectors];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
@@ -89,14 +90,14 @@ void tile(Weight weight, const Word<T>* panel, std::int64_t depth, float* sums) 
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) {
             float* sum = sums + r * kWidth + v * kLanes;
-            store(sum, load(sum) + c[r][v]);
+            store(sum, fresh ? c[r][v] : load(sum) + c[r][v]);
         }
     }
 }
 
 template <typename T, int kVectors>
 void tile_of_rows(std::int64_t rows, const Word<T>* weight, std::int64_t next, const Word<T>* panel, std::int64_t depth,
-                  float* sums) {
+                  bool fresh, float* sums) {
     const auto packed = [=](std::int64_t k, int r) {
         // The weight of the next rows comes from the second cache level or the third, in pieces too short for the
         // processor to see where they lead.
@@ -104,24 +105,24 @@ void tile_of_rows(std::int64_t rows, const Word<T>* weight, std::int64_t next, c
         return weight[k * kTileRows + r];
     };
     // A last tile of few rows is common where groups are small.
-    if (rows > kTileRows / 2) return tile<T, kTileRows, kVectors>(packed, panel, depth, sums);
-    if (rows > kTileRows / 4) return tile<T, kTileRows / 2, kVectors>(packed, panel, depth, sums);
-    tile<T, kTileRows / 4, kVectors>(packed, panel, depth, sums);
+    if (rows > kTileRows / 2) return tile<T, kTileRows, kVectors>(packed, panel, depth, fresh, sums);
+    if (rows > kTileRows / 4) return tile<T, kTileRows / 2, kVectors>(packed, panel, depth, fresh, sums);
+    tile<T, kTileRows / 4, kVectors>(packed, panel, depth, fresh, sums);
 }
 
-// sums [rows, kWidth] += weight [rows, depth] times panel [depth, kWidth], and done(first, end) after each tile of
-// rows. The packed weight's tiles are `stride` words apart; sums are allocated for whole tiles, and of the columns
-// `vectors` vectors count.
+// sums [rows, kWidth] = weight [rows, depth] times panel [depth, kWidth], += where they are not fresh, and
+// done(first, end) after each tile of rows. The packed weight's tiles are `stride` words apart; sums are allocated for
+// whole tiles, and of the columns `vectors` vectors count.
 template <typename T, typename Done>
 void multiply(const Word<T>* weight, std::int64_t stride, const Word<T>* panel, std::int64_t rows, std::int64_t depth,
-              std::int64_t vectors, float* sums, Done done) {
+              std::int64_t vectors, bool fresh, float* sums, Done done) {
     for (std::int64_t row = 0; row < rows; row += kTileRows) {
         if (vectors == 3) {
-            if constexpr (kTileVectors == 3) tile_of_rows<T, 3>(rows - row, weight, stride, panel, depth, sums);
+            if constexpr (kTileVectors == 3) tile_of_rows<T, 3>(rows - row, weight, stride, panel, depth, fresh, sums);
         } else if (vectors == 2) {
-            tile_of_rows<T, 2>(rows - row, weight, stride, panel, depth, sums);
+            tile_of_rows<T, 2>(rows - row, weight, stride, panel, depth, fresh, sums);
         } else {
-            tile_of_rows<T, 1>(rows - row, weight, stride, panel, depth, sums);
+            tile_of_rows<T, 1>(rows - row, weight, stride, panel, depth, fresh, sums);
         }
         done(row, std::min<std::int64_t>(row + kTileRows, rows));
         weight += stride;

@@ -28,15 +28,16 @@ std::array<Matrix<T>, 3> matrices_of(const WavenetGates& a, bool backward) {
     return {conv, matrix(a.residual_weight, a.residual, a.gate, 1), matrix(a.skip_weight, a.skip, a.gate, 1)};
 }
 
-// Adds rows of `source` times a matrix to sums, and calls done(first, end) as soon as those rows are complete.
+// Sums of a matrix times the rows that pack(begin, end) gives, a chunk at a time; calls done(first, end) as soon as
+// those rows are complete.
 template <typename T, typename Pack, typename Done>
 void multiply_panels(const Matrix<T>& matrix, const Word<T>* packed, std::int64_t vectors, float* sums, Pack pack,
                      Done done) {
     const std::int64_t depth = matrix.depth();
     for (std::int64_t d = 0; d < depth; d += kChunk) {
         const std::int64_t rows = std::min(kChunk, depth - d);
-        multiply<T>(packed + d * kTileRows, depth * kTileRows, pack(d, d + rows), matrix.rows, rows, vectors, sums,
-                    [&](std::int64_t first, std::int64_t end) {
+        multiply<T>(packed + d * kTileRows, depth * kTileRows, pack(d, d + rows), matrix.rows, rows, vectors, d == 0,
+                    sums, [&](std::int64_t first, std::int64_t end) {
                         if (d + rows == depth) done(first, end);
                     });
     }
@@ -72,7 +73,6 @@ class Gates {
         }
         one_frame_ = at / a_.hop == (at + count - 1) / a_.hop;
         for (std::int64_t t = 0; t < kWidth; ++t) frames_[t] = std::min((at + t) / a_.hop, a_.frames - 1);
-        std::fill(z_.begin(), z_.end(), 0.0f);
         const auto pack = [&](std::int64_t begin, std::int64_t end) {
             pack_panel<T>(a_.source, windows_.data(), b, 0, a_.residual, begin, end, panel);
             return panel;
@@ -93,25 +93,24 @@ class Gates {
         return sum + load(near);
     }
 
-    // The panel of an array [rows, kWidth] of floats, or where words are pairs of bfloat16, which it may be turned
-    // into.
-    auto packer(std::vector<float>& rows, std::int64_t inputs) {
-        return [&rows, inputs, this](std::int64_t begin, std::int64_t end) -> const Word<T>* {
-            if constexpr (kPairs<T>) {
-                for (std::int64_t row = begin; row < end; ++row) {
-                    Bfloat16 near[2][kWidth];
-                    for (std::int64_t i = 2 * row; i < std::min(2 * row + 2, inputs); ++i) {
-                        for (int t = 0; t < kWidth; t += kLanes) {
-                            store(near[i % 2] + t, load(rows.data() + i * kWidth + t));
-                        }
-                    }
-                    pack_row<T>(near[0], 2 * row + 1 < inputs ? near[1] : nullptr, panel + (row - begin) * kWidth);
-                }
-                return panel;
-            } else {
-                return rows.data() + begin * kWidth;
-            }
+    // h as the rows of a panel: rounded, in pairs, where words are pairs of bfloat16.
+    void open(Word<T>* rows) const {
+        const auto h = [this](std::int64_t row, std::int64_t t) {
+            return tanh(z(row, t)) * sigmoid(z(a_.gate + row, t));
         };
+        for (std::int64_t w = 0; w < words_of<T>(a_.gate); ++w, rows += kWidth) {
+            if constexpr (kPairs<T>) {
+                const bool paired = 2 * w + 1 < a_.gate;
+                Bfloat16 near[2][kWidth];
+                for (std::int64_t t = 0; t < count; t += kLanes) {
+                    store(near[0] + t, h(2 * w, t));
+                    if (paired) store(near[1] + t, h(2 * w + 1, t));
+                }
+                pack_row<T>(near[0], paired ? near[1] : nullptr, rows);
+            } else {
+                for (std::int64_t t = 0; t < count; t += kLanes) store(rows + t, h(w, t));
+            }
+        }
     }
 
     const Matrix<T>& matrix(int which) const { return matrices_[size(which)]; }
@@ -138,27 +137,24 @@ void forward(const WavenetForward& f, const void* packed, std::int64_t begin, st
     const WavenetGates& a = f.gates;
     const auto size = Gates<T>::size;
     const auto gates = std::make_unique<Gates<T>>(a, false, packed);
-    std::vector<float> h(size(a.gate * kWidth));
+    std::vector<Word<T>> h(size(words_of<T>(a.gate) * kWidth));
     std::vector<float> sums(size(tiles_of(std::max(a.residual, a.skip)) * kTileRows * kWidth));
     for (std::int64_t item = begin; item < end; ++item) {
         gates->start(item);
-        for (std::int64_t g = 0; g < a.gate; ++g) {
-            for (std::int64_t t = 0; t < gates->count; t += kLanes) {
-                store(h.data() + g * kWidth + t, tanh(gates->z(g, t)) * sigmoid(gates->z(a.gate + g, t)));
-            }
-        }
+        gates->open(h.data());
         // out = (sum + bias + before) scale + after
         const auto mix = [&](int which, const float* bias, const T* before, std::int64_t before_stride, float scale,
                              const T* after, std::int64_t after_stride, T* out) {
-            std::fill(sums.begin(), sums.end(), 0.0f);
-            // What is added to the next rows comes from memory while they are multiplied.
+            // What is added to the next rows comes from memory while they are multiplied, and so do the lines that they
+            // are written to.
             const auto fetch = [&](std::int64_t first) {
                 const T* rows = after ? after : before;
                 const std::int64_t stride = after ? after_stride : before_stride;
-                for (std::int64_t row = first; rows && row < std::min(first + kTileRows, gates->matrix(which).rows);
-                     ++row) {
+                const std::int64_t end = std::min(first + kTileRows, gates->matrix(which).rows);
+                for (std::int64_t row = first; row < end; ++row) {
                     for (std::int64_t t = 0; t < gates->count; t += static_cast<std::int64_t>(64 / sizeof(T))) {
-                        __builtin_prefetch(rows + row * stride + t);
+                        if (rows) __builtin_prefetch(rows + row * stride + t);
+                        __builtin_prefetch(out + row * a.source.length + t, 1);
                     }
                 }
             };
@@ -177,8 +173,9 @@ void forward(const WavenetForward& f, const void* packed, std::int64_t begin, st
                     }
                 }
             };
-            multiply_panels<T>(gates->matrix(which), gates->packed(which), gates->vectors, sums.data(),
-                               gates->packer(h, a.gate), done);
+            multiply_panels<T>(
+                gates->matrix(which), gates->packed(which), gates->vectors, sums.data(),
+                [&](std::int64_t first, std::int64_t) { return h.data() + first * kWidth; }, done);
         };
         const std::int64_t length = a.source.length;
         const Source& x = a.source;
@@ -202,8 +199,10 @@ void backward(const WavenetBackward& f, const void* packed, std::int64_t begin, 
         gates->start(item);
         const auto back = [&](int which, const void* grad, std::int64_t batch, std::int64_t channel) {
             auto& sums = grads[which - 1];
-            std::fill(sums.begin(), sums.end(), 0.0f);
-            if (!grad) return;
+            if (!grad) {
+                std::fill(sums.begin(), sums.end(), 0.0f);
+                return;
+            }
             const Source source{grad, batch, channel, length, nullptr, 0, 0, 0, nullptr};
             const Window window = window_of(source, gates->b, gates->at, 0, gates->count);
             const Matrix<T>& matrix = gates->matrix(which);
