@@ -13,7 +13,7 @@ from fastar.bench.alternatives import compiled
 from fastar.bench.cases.sampling._common import Loop, Work, Workload, case, draw, on, random
 from fastar.bench.registry import Case
 from fastar.sampling import Builder, Head, Program, Value
-from fastar.sampling.instructions import Draw, Elementwise, Gate, Gather, Linear, TappedLinear
+from fastar.sampling.instructions import Draw, Gate, Gather, Linear, TappedLinear
 
 Parameters = dict[str, Tensor]
 
@@ -36,7 +36,7 @@ def parameters(symbols: int, residual: int, skip: int, layers: int) -> Parameter
 
 
 def program(p: Parameters, dilations: Sequence[int]) -> Program:
-    """Without biases on residual and skip, as in the loop below."""
+    """As a lowered model's, without biases on residual and skip, as in the loop below."""
     symbols, skip_width, R = *p["head"].shape, p["embed"].shape[1]
     b = Builder("wavenet", Value("int", 1, symbols), None)
     for name, weight in p.items():
@@ -47,16 +47,15 @@ def program(p: Parameters, dilations: Sequence[int]) -> Program:
     with b.loop("t", None) as t:
         b.add(Gather(rings[0].at(t), "embed", position=t - 1, first=symbols))
         for i, d in enumerate(dilations):
-            x = rings[i].at(t)
+            x, last = rings[i].at(t), i + 1 == len(dilations)
             b.add(
                 TappedLinear(gates, x, ((-d,), (0,)), f"{i}.gates", f"{i}.gates.bias"),
                 Gate(z, "tanh", gates.channels(0, R), gates.channels(R, R)),
-                Linear(skip, z, f"{i}.skip", add=skip if i else None),
+                Linear(skip, z, f"{i}.skip", add=skip if i else None, activation="relu" if last else "none"),
             )
-            if i + 1 < len(dilations):
+            if not last:
                 b.add(Linear(rings[i + 1].at(t), z, f"{i}.residual", add=x))
         b.add(
-            Elementwise(skip, "relu", skip),
             Linear(hidden, skip, "post", "post.bias", activation="relu"),
             Linear(logits, hidden, "head", "head.bias"),
             Draw(Head("categorical", symbols), t, logits),

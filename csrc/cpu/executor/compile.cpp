@@ -166,6 +166,12 @@ std::unique_ptr<Step> Compiler::step(const Instruction& i) {
 
 std::unique_ptr<Step> Compiler::matrix(const Instruction& i) {
     auto s = make<MatrixStep>(run_matrix, i);
+    fill(*s, i);
+    return s;
+}
+
+void Compiler::fill(MatrixStep& step, const Instruction& i) {
+    MatrixStep* s = &step;
     const auto& shape = program_.weights[size(i.weight)].shape;
     const bool banked = i.op == Op::kReadout || (i.index && i.op != Op::kSpanLinear);
     const bool spans = i.op == Op::kSpanLinear;
@@ -201,6 +207,7 @@ std::unique_ptr<Step> Compiler::matrix(const Instruction& i) {
         spans ? 1.0 / static_cast<double>(std::max<std::int64_t>(1, program_.weights[size(i.spans)].shape[0] - 1))
               : 1.0;
     s->bytes = static_cast<double>(s->matrix->bank_bytes) * used * part;
+    s->tiles = std::ceil(static_cast<double>(outputs) / static_cast<double>(kTileOutputs)) * used;
     s->work = static_cast<double>(outputs * inputs) * used * part * effort(s->matrix->storage);
     s->outputs = {s->out};
     s->sizes.segments = size(taps);
@@ -209,7 +216,6 @@ std::unique_ptr<Step> Compiler::matrix(const Instruction& i) {
         s->sizes.floats = size(kRowBlock * s->matrix->inputs);
         s->lanes = static_cast<double>(inputs);
     }
-    return s;
 }
 
 std::unique_ptr<Step> Compiler::gather(const Instruction& i) {
@@ -242,7 +248,32 @@ std::unique_ptr<AccumulateStep> Compiler::accumulate(const Instruction& i) {
 }
 
 std::unique_ptr<Step> Compiler::fused(const Instruction& first, const Instruction& second) {
-    if (first.op != Op::kAccumulate || second.op != Op::kReadout) return nullptr;
+    if (first.op == Op::kAccumulate && second.op == Op::kReadout) return accumulate_readout(first, second);
+    const bool linear = first.op == Op::kTappedLinear || (first.op == Op::kLinear && !first.index);
+    return linear && second.op == Op::kGate ? gated_matrix(first, second) : nullptr;
+}
+
+std::unique_ptr<Step> Compiler::gated_matrix(const Instruction& matrix, const Instruction& gate) {
+    const std::int64_t half = gate.out->width;
+    const auto is_half = [&](const Ref& ref, std::int64_t from) {
+        Ref part = *matrix.out;
+        part.offset.constant += from;
+        part.width = half;
+        return part.offset.divisor == 1 && same(part, ref);
+    };
+    if (half % kTileOutputs != 0 || matrix.out->width != 2 * half) return nullptr;
+    if (!is_half(*gate.source, 0) || !is_half(*gate.other, half)) return nullptr;
+    auto s = make<GatedMatrixStep>(run_gated_matrix, gate);
+    fill(*s, matrix);
+    s->gate = gate.gate;
+    s->gated = place(*gate.out);
+    s->units = half / kTileOutputs;
+    s->lanes += 2.0 * static_cast<double>(half);
+    s->outputs = {s->out, s->gated};
+    return s;
+}
+
+std::unique_ptr<Step> Compiler::accumulate_readout(const Instruction& first, const Instruction& second) {
     if (second.out->width != 1 || !same(*first.out, *second.source)) return nullptr;
     auto s = make<AccumulateReadoutStep>(run_accumulate_readout, second);
     s->accumulate = *accumulate(first);
@@ -394,7 +425,7 @@ std::unique_ptr<DrawStep> Compiler::draw(const Instruction& i) {
     s->sizes.order = size(levels);
     // A mixture's terms are in float64, one by one.
     s->lanes = s->head.kind <= HeadKind::kCategorical
-                   ? 200.0 + 3.0 * static_cast<double>(levels)
+                   ? 600.0 + 6.0 * static_cast<double>(levels)
                    : 150.0 * static_cast<double>(s->head.components * (1 + s->head.channels));
     if (s->out) s->outputs = {*s->out};
     return s;

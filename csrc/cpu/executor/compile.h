@@ -59,6 +59,9 @@ class Compiler {
     std::int64_t elements(int weight) const;
 
     std::unique_ptr<Step> matrix(const Instruction& i);
+    void fill(MatrixStep& s, const Instruction& i);
+    std::unique_ptr<Step> gated_matrix(const Instruction& matrix, const Instruction& gate);
+    std::unique_ptr<Step> accumulate_readout(const Instruction& first, const Instruction& second);
     std::unique_ptr<Step> gather(const Instruction& i);
     std::unique_ptr<AccumulateStep> accumulate(const Instruction& i);
     std::unique_ptr<Step> gate(const Instruction& i);

@@ -31,10 +31,11 @@ enum class Storage : std::int32_t { kTiles, kTilesBfloat16, kTilesInt8, kRows };
 
 constexpr std::int64_t kTileOutputs = 64;
 
-// Matrices that fill no tile are one of their own width, shared out by registers of it.
+// Matrices of up to one tile are one of their own width, shared out by registers of it.
 constexpr std::int64_t kSlimUnit = 16;
+// A full tile on its own is slim too, but for int8, whose sums are short: its sums would be the only ones under way.
 constexpr bool is_slim(std::int64_t outputs) {
-    return outputs < kTileOutputs;
+    return outputs <= kTileOutputs;
 }
 // Inputs are padded to this in every storage, so that bfloat16 pairs and int8 fours are whole.
 constexpr std::int64_t kInputBlock = 16;

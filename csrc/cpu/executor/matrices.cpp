@@ -101,7 +101,8 @@ Matrix pack(const float* weights, std::int64_t banks, std::int64_t outputs, std:
             bool by_rows, WeightArena& arena) {
     const std::int64_t padded = round_up(inputs, kInputBlock);
     const std::int64_t wide = round_up(outputs, kRegister);
-    const std::int64_t unit = by_rows ? 1 : is_slim(outputs) ? kSlimUnit : kTileOutputs;
+    const bool as_int8 = !by_rows && precision == Precision::kInt8 && outputs >= kTileOutputs;
+    const std::int64_t unit = by_rows ? 1 : is_slim(outputs) && !as_int8 ? kSlimUnit : kTileOutputs;
     const auto elements = static_cast<std::size_t>((by_rows ? outputs : wide) * padded);
     Matrix m{.storage = Storage::kRows,
              .outputs = outputs,
@@ -111,11 +112,11 @@ Matrix pack(const float* weights, std::int64_t banks, std::int64_t outputs, std:
              .weights = nullptr,
              .scales = {}};
     if (!by_rows && precision == Precision::kFloat32) m.storage = Storage::kTiles;
-    if (!by_rows && (precision == Precision::kBfloat16 || (precision == Precision::kInt8 && is_slim(outputs)))) {
+    if (!by_rows && !as_int8 && precision != Precision::kFloat32) {
         m.storage = Storage::kTilesBfloat16;
         m.bank_bytes = elements * sizeof(std::uint16_t);
     }
-    if (!by_rows && precision == Precision::kInt8 && !is_slim(outputs)) {
+    if (as_int8) {
         m.storage = Storage::kTilesInt8;
         m.bank_bytes = elements;
         m.scales.resize(static_cast<std::size_t>(banks * 2 * outputs));

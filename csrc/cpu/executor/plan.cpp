@@ -51,7 +51,7 @@ void WorkspaceSizes::cover(const WorkspaceSizes& other) {
 }
 
 Plan::Plan(Program given, const PlanOptions& wanted)
-    : program(wanted.threads > 1 ? loosen(std::move(given), wanted.precision) : std::move(given)),
+    : program(loosen(std::move(given), wanted.precision, wanted.threads)),
       options(wanted),
       given_buffers(program.buffers.size()),
       odds(keep_odds(program)),
@@ -84,6 +84,7 @@ Plan::Plan(Program given, const PlanOptions& wanted)
     for (Weight& one : program.weights) {
         one.floats = nullptr;
         one.integers = nullptr;
+        one.own.reset();
     }
     // A thread without rows would only wait.
     const auto for_rows = static_cast<int>(std::clamp<std::int64_t>(options.rows, 1, options.threads));

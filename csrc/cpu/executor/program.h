@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -37,11 +38,12 @@ struct Buffer {
     int init;  // a weight, or -1
 };
 
-// Contiguous, and borrowed: the plan copies what it keeps.
+// Contiguous, and mostly borrowed: the plan copies what it keeps.
 struct Weight {
     std::vector<std::int64_t> shape;
     const float* floats;
     const std::int32_t* integers;
+    std::shared_ptr<const std::vector<float>> own = {};  // what `floats` points to, where a plan made it
 };
 
 enum class Op {

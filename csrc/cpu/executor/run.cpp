@@ -222,9 +222,25 @@ void Run::run_block(int number, Thread& thread, const Block& block, std::int64_t
             if (thread.heard[o] < wanted && !next()) spin();
         }
     };
+    // What the next task goes on from, if it is known to be complete: where another thread wrote it, it comes from that
+    // core's cache, and no product of the task could begin before.
+    const auto ask_for_sums = [&](const Task& task) {
+        const Place* begun = task.step->begun();
+        if (!begun) return;
+        for (int w = task.wait_begin; w < task.wait_end; ++w) {
+            const Wait& wait = block.waits[static_cast<std::size_t>(w)];
+            const auto o = static_cast<std::size_t>(wait.thread);
+            if (thread.heard[o] < thread.base[o] + wait.count) return;
+        }
+        const float* sums = spaces_[static_cast<std::size_t>(begun->space)].data + begun->find(frame.variables);
+        constexpr std::int64_t kLine = 16;
+        for (std::int64_t i = 0; i < begun->width; i += kLine) __builtin_prefetch(sums + i);
+    };
     auto& own = progress_[static_cast<std::size_t>(number)].tasks;
     std::uint64_t signalled = thread.base[static_cast<std::size_t>(number)];
-    for (const Task& task : block.tasks[static_cast<std::size_t>(number)]) {
+    const std::vector<Task>& tasks = block.tasks[static_cast<std::size_t>(number)];
+    for (std::size_t k = 0; k < tasks.size(); ++k) {
+        const Task& task = tasks[k];
         Fetch next(task.reads);
         for (int w = task.wait_begin; w < task.wait_end; ++w) {
             const Wait& wait = block.waits[static_cast<std::size_t>(w)];
@@ -237,8 +253,9 @@ void Run::run_block(int number, Thread& thread, const Block& block, std::int64_t
         // What reads no weights is a chain of latencies: meanwhile the next ones can be on their way.
         if (task.reads.count == 0) {
             Fetch ahead(task.next);
-            for (int k = 0; k < 4; ++k) ahead();
+            for (int burst = 0; burst < 4; ++burst) ahead();
         }
+        if (k + 1 < tasks.size()) ask_for_sums(tasks[k + 1]);
         if (frame.row_begin < frame.row_end) task.step->run(*task.step, frame);
         if (task.signals) {
             if (thread.failure.kind != FailureKind::kNone) failed_.store(true, std::memory_order_release);
@@ -246,7 +263,6 @@ void Run::run_block(int number, Thread& thread, const Block& block, std::int64_t
         }
     }
     if (plan_->sharing == Sharing::kRows) return;
-    const auto& tasks = block.tasks[static_cast<std::size_t>(number)];
     Fetch next(tasks.empty() ? Reads{} : tasks.back().next);
     for (std::size_t t = 0; t < threads_.size(); ++t) {
         if (static_cast<int>(t) != number) await(static_cast<int>(t), block.signals[t], next);

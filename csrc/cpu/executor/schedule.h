@@ -11,11 +11,18 @@ namespace fastar::cpu {
 // What the machine is taken to do; the figures decide between schedules only, never what is computed.
 struct CostModel {
     double ns_per_byte;  // of weights, for one thread, from where all of them together fit
+    double ns_per_tile;  // until its stream is under way
     double ns_per_product = 0.012;
     double ns_per_function = 0.12;  // of one element
     double ns_per_step = 30.0;
     double ns_per_row = 12.0;  // of a step: what does not shrink where its outputs are shared out
     double ns_to_hear;         // until a thread sees what another has written
+    // Of a second level that could hold all: a thread's weights beyond `bytes` push out the others before they are read
+    // again.
+    struct Overflow {
+        double bytes = 0.0;
+        double ns_per_byte = 0.0;
+    } overflow;
 
     // `weight_bytes`: of the whole plan. What several threads share is level 3 and memory.
     CostModel(double weight_bytes, int threads, double ns_to_hear);

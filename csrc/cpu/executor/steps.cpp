@@ -135,6 +135,37 @@ void run_matrix(const Step& step, Frame& frame) {
     }
 }
 
+Reads GatedMatrixStep::reads(std::int64_t unit_begin, std::int64_t unit_end) const {
+    if (unit_end - unit_begin == units) return MatrixStep::reads(0, 2 * units);
+    Reads one = MatrixStep::reads(unit_begin, unit_begin + 1);
+    // Of the tiles of a half, the first and its partner.
+    one.stride *= static_cast<std::size_t>(units);
+    one.count *= 2;
+    return one;
+}
+
+void run_gated_matrix(const Step& step, Frame& frame) {
+    const auto& s = static_cast<const GatedMatrixStep&>(step);
+    const Range part{frame.unit_begin, frame.unit_end};
+    if (part.end - part.begin == s.units) {
+        frame.unit_end = 2 * s.units;
+        run_matrix(step, frame);
+    } else {
+        run_matrix(step, frame);
+        frame.unit_begin += s.units;
+        frame.unit_end += s.units;
+        run_matrix(step, frame);
+    }
+    const Rows gates(s.out, frame);
+    const Rows out(s.gated, frame);
+    const std::int64_t begin = part.begin * kTileOutputs;
+    const std::int64_t count = (part.end - part.begin) * kTileOutputs;
+    for (std::int64_t row = frame.row_begin; row < frame.row_end; ++row) {
+        const float* a = gates[row] + begin;
+        kernel().gate(s.gate, a, a + s.gated.width, out[row] + begin, count);
+    }
+}
+
 void run_gather(const Step& step, Frame& frame) {
     const auto& s = static_cast<const GatherStep&>(step);
     const Rows out(s.out, frame);

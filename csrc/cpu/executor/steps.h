@@ -27,12 +27,15 @@ struct Step {
     std::int64_t units = 1;  // into how many parts its channels can be split among threads
     bool splits_rows = true;
     double bytes = 0.0;  // of weights, read once for all rows of a thread
+    double tiles = 0.0;  // that these fill
     double work = 0.0;   // multiply-adds per row, in those of float32
     double lanes = 0.0;  // element functions per row
     std::vector<Place> outputs;
     WorkspaceSizes sizes;  // per thread
 
     virtual ~Step() = default;
+    // What an earlier part of the same sums left, if there is one; at a fixed place.
+    virtual const Place* begun() const { return nullptr; }
     // Of these units, where it is known when the plan is made.
     virtual Reads reads(std::int64_t, std::int64_t) const { return {}; }
 };
@@ -56,6 +59,15 @@ struct MatrixStep : Step {
     const std::int32_t* spans = nullptr;
     const std::int32_t* reach = nullptr;
     Slot span;
+
+    const Place* begun() const override { return partial ? &*partial : nullptr; }
+    Reads reads(std::int64_t unit_begin, std::int64_t unit_end) const override;
+};
+
+// A matrix step and the gate of its outputs' two halves, which its units are tiles of.
+struct GatedMatrixStep : MatrixStep {
+    GateFunction gate;
+    Place gated;
 
     Reads reads(std::int64_t unit_begin, std::int64_t unit_end) const override;
 };
@@ -158,6 +170,7 @@ struct EmitStep : Step {
 };
 
 void run_matrix(const Step& step, Frame& frame);
+void run_gated_matrix(const Step& step, Frame& frame);
 void run_gather(const Step& step, Frame& frame);
 void run_accumulate(const Step& step, Frame& frame);
 void run_accumulate_readout(const Step& step, Frame& frame);

@@ -262,7 +262,7 @@ void by_tiles(const Inputs& in) {
     }
 }
 
-// As `multiply`, for the few outputs of a matrix that fills no tile: step k adds to stream k mod kStreams, since one
+// As `multiply`, for the few outputs of a matrix of up to one tile: step k adds to stream k mod kStreams, since one
 // sum an output would leave the multipliers waiting for it. `step` weights lie between an input's and the next one's.
 template <typename Format, int P, int R>
 [[gnu::noinline]] void multiply_streams(typename Format::Sum (&sums)[kStreams][P][R], const typename Format::Weight* w,
@@ -317,6 +317,10 @@ void slim_tile(const MatrixArguments& a, std::int64_t output, std::int64_t row, 
 template <int P, typename Run>
 void by_registers(const MatrixArguments& a, Run run) {
     constexpr int kRows = kSlimSums / (P * kStreams) > 1 ? kSlimSums / (P * kStreams) : 1;
+    // Several rows share each register of weights, at the price of half as many registers.
+    if constexpr (kRows == 1 && kSlimSums / (P * kStreams / 2) > 1) {
+        if (a.rows > 1) return by_registers<P / 2>(a, run);
+    }
     std::int64_t unit = a.unit_begin;
     for (; unit + P <= a.unit_end; unit += P) {
         by_rows<kRows>(a.rows, [&]<int R>(std::int64_t row) { run.template operator()<P, R>(unit * kLanes, row); });
