@@ -89,7 +89,7 @@ class Joiner {
     bool fits(const Span& block, std::size_t at) const {
         const Instruction& i = program_.code[at];
         if (i.op != Op::kLinear || i.index || i.source->width % kInputBlock != 0) return false;
-        if (!own(block, *i.source) || grouped_.contains(i.source->buffer)) return false;
+        if (!own(block, *i.source)) return false;
         const Instruction& writer = program_.code[uses(i.source->buffer).writes.front()];
         return i.source->width == writer.out->width && (precision_ != Precision::kInt8 || bounded(writer));
     }
@@ -150,7 +150,8 @@ class Joiner {
             inputs += source(at).width;
         }
         const int together = add_scratch(program_, "joined", inputs);
-        grouped_.insert(together);
+        // Nobody's own: what is joined once stays as it is.
+        uses_.push_back({.writes = {}, .reads = {}, .plain = false});
         for (Instruction& i : program_.code) {
             const auto move = [&](Ref& ref) {
                 const auto found = places.find(ref.buffer);
@@ -211,7 +212,6 @@ class Joiner {
     Precision precision_;
     std::vector<Uses> uses_;
     std::vector<bool> gone_;
-    std::set<int> grouped_;
 };
 
 }  // namespace

@@ -123,8 +123,7 @@ class Scheduler {
 // The best draft that a search finds. Greedy choices see one step ahead: parts that end early make every follower wait
 // for both threads, and a step that is urgent by the longest way alone may leave the other thread idle. So several
 // degrees of reluctance to split are tried, from none to never; then, from the best, priorities that differ a little
-// here and there, each change kept that makes nothing worse: by the cost model 5 to 14% of a
-// WaveNet's step.
+// here and there, each change kept that makes nothing worse: by the cost model 5 to 14% of a WaveNet's step.
 Draft search(const Scheduler& scheduler) {
     constexpr double kWorths[] = {0.0, 100.0, 200.0, 400.0, 1000.0, 1e12};
     constexpr int kTries = 600;
