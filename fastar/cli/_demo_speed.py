@@ -27,7 +27,8 @@ class Speed:
         native, passes = self.rows / self.native_seconds, self.rows / self.passes_seconds
         return (
             f"[b]{_rate(native)}[/] {what}/s; {_rate(passes)} {what}/s by a full pass per position"
-            f" (natively {native / passes:.0f} times as fast; {self.rows} of {self.positions} positions, either way)"
+            f" (natively {native / passes:.0f} times as fast; {self.rows} samples of {self.positions} positions,"
+            " either way)"
         )
 
 
