@@ -10,7 +10,8 @@ from fastar.ops._native import address, name
 from fastar.ops.tap_plan import format_of
 
 
-def _layout(z: Tensor) -> torch.memory_format:
+def layout_of(z: Tensor) -> torch.memory_format:
+    """The memory format of what is made of z."""
     return format_of(z) if z.dim() == 4 else torch.contiguous_format
 
 
@@ -31,7 +32,7 @@ def _run(
 
 def forward(z: Tensor, above: Tensor | None = None, y: Tensor | None = None) -> Tensor:
     """tanh(a) * sigmoid(b), in z's memory format; in `y`, where that is given."""
-    layout = _layout(z)
+    layout = layout_of(z)
     z = z.contiguous(memory_format=layout)
     if above is not None:
         above = above.contiguous(memory_format=layout)
@@ -43,7 +44,7 @@ def forward(z: Tensor, above: Tensor | None = None, y: Tensor | None = None) -> 
 
 def backward(grad: Tensor, z: Tensor, above: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """The gradients of z and of what is above."""
-    layout = _layout(z)
+    layout = layout_of(z)
     z, grad = z.contiguous(memory_format=layout), grad.contiguous(memory_format=layout)
     grad_z = torch.empty_like(z, memory_format=layout)
     grad_above = None

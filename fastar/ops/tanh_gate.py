@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastar import _checks, _dispatch
 from fastar.ops import _library, _native, _tanh_gate_cpu
-from fastar.ops.tap_plan import format_of
+from fastar.ops._tanh_gate_cpu import layout_of
 from fastar.reference import activation as activations
 from fastar.reference.tanh_gate import lowered, raised
 from fastar.reference.tanh_gate import tanh_gate as reference
@@ -45,11 +45,11 @@ def _never(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _plain_forward(z: Tensor, above: Tensor | None) -> Tensor:
-    return reference(z, above).contiguous(memory_format=_layout(z))
+    return reference(z, above).contiguous(memory_format=layout_of(z))
 
 
 def _plain_backward(grad: Tensor, z: Tensor, above: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    layout = _layout(z)
+    layout = layout_of(z)
     if above is None:
         return activations.tanh_gate_backward(grad, z, 1).contiguous(memory_format=layout), None
     grad_z = activations.tanh_gate_backward(grad, z + lowered(above), 1).contiguous(memory_format=layout)
@@ -65,10 +65,6 @@ _dispatch.register(
 )
 
 
-def _layout(z: Tensor) -> torch.memory_format:
-    return format_of(z) if z.dim() == 4 else torch.contiguous_format
-
-
 def _run(z: Tensor, above: Tensor | None) -> Tensor:
     y: Tensor = _dispatch.choose("tanh_gate", z.device, z.dtype).forward(z, above)
     return y
@@ -76,7 +72,7 @@ def _run(z: Tensor, above: Tensor | None) -> Tensor:
 
 def _fake(z: Tensor, above: Tensor | None) -> Tensor:
     shape = (z.shape[0], z.shape[1] // 2, *z.shape[2:])
-    return torch.empty(shape, dtype=z.dtype, device=z.device, memory_format=_layout(z))
+    return torch.empty(shape, dtype=z.dtype, device=z.device, memory_format=layout_of(z))
 
 
 def _run_backward(grad: Tensor, z: Tensor, above: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -87,7 +83,7 @@ def _run_backward(grad: Tensor, z: Tensor, above: Tensor | None) -> tuple[Tensor
 
 
 def _fake_backward(grad: Tensor, z: Tensor, above: Tensor | None) -> tuple[Tensor, Tensor]:
-    like = torch.empty(z.shape, dtype=z.dtype, device=z.device, memory_format=_layout(z))
+    like = torch.empty(z.shape, dtype=z.dtype, device=z.device, memory_format=layout_of(z))
     return like, z.new_empty(0) if above is None else torch.empty_like(like)
 
 

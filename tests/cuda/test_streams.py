@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from fastar.sampling import cuda_plan
 from fastar.sampling.cuda import Cuda
 from fastar.sampling.cuda_plan import Room
 from fastar.sampling.program import Program
-from fastar.sampling.request import make
+from fastar.sampling.request import Request, make
 from tests.sampling.consumers_more import CONSUMERS
 from tests.sampling.test_cpu_programs import LARGE, _request
 
@@ -51,20 +52,24 @@ def _streaming(twin: Any, program: Program, precision: str, stages: int, options
     return where_they_lie, through_rings
 
 
+def _assert_same(twin: Any, still: Cuda, streaming: Cuda, request: Request, seeds: Iterable[int]) -> None:
+    whole = still.start(request)
+    whole.advance()
+    for seed in seeds:
+        twin.configure(seed)
+        run = streaming.start(request)
+        run.advance()
+        assert torch.equal(run.values, whole.values), f"seed {seed}"
+        assert torch.equal(run.log_prob, whole.log_prob), f"seed {seed}"
+
+
 @CASE
 def test_bit_for_bit_what_weights_that_lie_still_give(twin: Any, case: str) -> None:
     name, precision, stages, options = CASES[case]
     program = _program(name)
     still, streaming = _streaming(twin, program, precision, stages, options)
     request = _request(name, program, min(10, options.get("rows", 2) + 1))
-    whole = still.start(request)
-    whole.advance()
-    for seed in (1, 2):
-        twin.configure(seed)
-        run = streaming.start(request)
-        run.advance()
-        assert torch.equal(run.values, whole.values)
-        assert torch.equal(run.log_prob, whole.log_prob)
+    _assert_same(twin, still, streaming, request, seeds=(1, 2))
 
 
 def test_taps_are_fetched_while_rings_are_full(twin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,14 +78,7 @@ def test_taps_are_fetched_while_rings_are_full(twin: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(cuda_plan, "_rooms", lambda name, blocks, n: [Room(name, n, blocks, True, 0, 4096)])
     still, streaming = _streaming(twin, program, "float16", 8, {"schedule": "cluster", "blocks": 4})
     assert streaming.packed.tally["fetches"] == 3
-    whole = still.start(request)
-    whole.advance()
-    for seed in (1, 2):
-        twin.configure(seed)
-        run = streaming.start(request)
-        run.advance()
-        assert torch.equal(run.values, whole.values)
-        assert torch.equal(run.log_prob, whole.log_prob)
+    _assert_same(twin, still, streaming, request, seeds=(1, 2))
 
 
 @pytest.mark.exhaustive
@@ -90,14 +88,7 @@ def test_a_hundred_orders_of_threads_give_the_same(twin: Any, case: str) -> None
     program = _program(name)
     still, streaming = _streaming(twin, program, precision, stages, options)
     request = _request(name, program, min(10, options.get("rows", 2) + 1))
-    whole = still.start(request)
-    whole.advance()
-    for seed in range(100):
-        twin.configure(seed)
-        run = streaming.start(request)
-        run.advance()
-        assert torch.equal(run.values, whole.values), f"seed {seed}"
-        assert torch.equal(run.log_prob, whole.log_prob), f"seed {seed}"
+    _assert_same(twin, still, streaming, request, seeds=range(100))
 
 
 @pytest.mark.parametrize("case", ["loops", "conditions"])
