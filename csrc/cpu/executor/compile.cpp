@@ -170,51 +170,49 @@ std::unique_ptr<Step> Compiler::matrix(const Instruction& i) {
     return s;
 }
 
-void Compiler::fill(MatrixStep& step, const Instruction& i) {
-    MatrixStep* s = &step;
+void Compiler::fill(MatrixStep& s, const Instruction& i) {
     const auto& shape = program_.weights[size(i.weight)].shape;
     const bool banked = i.op == Op::kReadout || (i.index && i.op != Op::kSpanLinear);
     const bool spans = i.op == Op::kSpanLinear;
-    s->out = place(*i.out);
-    s->source = place(*i.source);
-    s->add = place(i.add);
-    s->bias = store_.floats(i.bias);
-    s->function = i.op == Op::kReadout ? Function::kNone : i.function;
-    s->input_function = i.op == Op::kReadout ? i.function : Function::kNone;
-    if (banked) s->bank = cpu::resolve(*i.index);
+    s.out = place(*i.out);
+    s.source = place(*i.source);
+    s.add = place(i.add);
+    s.bias = store_.floats(i.bias);
+    s.function = i.op == Op::kReadout ? Function::kNone : i.function;
+    s.input_function = i.op == Op::kReadout ? i.function : Function::kNone;
+    if (banked) s.bank = cpu::resolve(*i.index);
     for (const auto& tap : i.taps) {
         Tap t{};
         std::copy(tap.begin(), tap.end(), t.begin());
-        s->taps.push_back(t);
+        s.taps.push_back(t);
     }
-    s->tap_begin = i.tap_begin;
-    s->tap_end = i.last_tap();
-    s->partial = place(i.partial);
+    s.tap_begin = i.tap_begin;
+    s.tap_end = i.last_tap();
+    s.partial = place(i.partial);
     if (spans) {
-        s->span = cpu::resolve(*i.index);
-        s->spans = store_.integers(i.spans);
-        s->reach = store_.integers(i.reach);
+        s.span = cpu::resolve(*i.index);
+        s.spans = store_.integers(i.spans);
+        s.reach = store_.integers(i.reach);
     }
-    const auto taps = std::max<std::int64_t>(1, static_cast<std::int64_t>(s->taps.size()));
-    const double part =
-        s->taps.empty() ? 1.0 : static_cast<double>(s->tap_end - s->tap_begin) / static_cast<double>(taps);
-    const std::int64_t inputs = taps * s->source.width;
-    const std::int64_t outputs = s->out.width;
-    s->matrix = store_.matrix(i.weight, banked ? shape[0] : 1, outputs, inputs, spans || prefers_rows(outputs));
+    const auto taps = std::max<std::int64_t>(1, static_cast<std::int64_t>(s.taps.size()));
+    const double part = s.taps.empty() ? 1.0 : static_cast<double>(s.tap_end - s.tap_begin) / static_cast<double>(taps);
+    const std::int64_t inputs = taps * s.source.width;
+    const std::int64_t outputs = s.out.width;
+    s.matrix = store_.matrix(i.weight, banked ? shape[0] : 1, outputs, inputs, spans || prefers_rows(outputs));
     // A span's extent is known at run time only: its shares are counted in sixteenths.
-    s->units = spans ? 16 : s->matrix->units;
+    s.units = spans ? 16 : s.matrix->units;
     const double used =
         spans ? 1.0 / static_cast<double>(std::max<std::int64_t>(1, program_.weights[size(i.spans)].shape[0] - 1))
               : 1.0;
-    s->bytes = static_cast<double>(s->matrix->bank_bytes) * used * part;
-    s->tiles = std::ceil(static_cast<double>(outputs) / static_cast<double>(kTileOutputs)) * used;
-    s->work = static_cast<double>(outputs * inputs) * used * part * effort(s->matrix->storage);
-    s->outputs = {s->out};
-    s->sizes.segments = size(taps);
-    s->sizes.staging = size(kRowBlock * (s->matrix->inputs * 2 + 16));
-    if (s->input_function != Function::kNone) {
-        s->sizes.floats = size(kRowBlock * s->matrix->inputs);
-        s->lanes = static_cast<double>(inputs);
+    s.bytes = static_cast<double>(s.matrix->bank_bytes) * used * part;
+    s.tiles = std::ceil(static_cast<double>(outputs) / static_cast<double>(kTileOutputs)) * used;
+    s.work = static_cast<double>(outputs * inputs) * used * part * effort(s.matrix->storage);
+    s.outputs = {s.out};
+    s.sizes.segments = size(taps);
+    s.sizes.staging = size(kRowBlock * (s.matrix->inputs * 2 + 16));
+    if (s.input_function != Function::kNone) {
+        s.sizes.floats = size(kRowBlock * s.matrix->inputs);
+        s.lanes = static_cast<double>(inputs);
     }
 }
 
